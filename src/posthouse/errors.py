@@ -1,0 +1,179 @@
+"""Every error of posthouse, by who reacts to it.
+
+PosthouseError
+├── RequestError              the caller of the API mends the request
+│   ├── InvalidRequest
+│   ├── NotFound
+│   ├── Conflict
+│   ├── IdempotencyMismatch
+│   └── PayloadTooLarge
+├── StorageUnavailable        the API answers 503; a worker waits and goes on
+├── ConfigurationError        the operator mends a setting or a definition
+├── ToolFailed                the model is told, and adapts
+└── RunFailed                 the run ends with a public code
+    ├── ModelUnavailable      transient: backed off and tried again, then the run ends
+    ├── InvalidOutput         the model is told what was wrong, a bounded number of times
+    ├── ContentRefused
+    ├── StepFailed
+    ├── LimitReached
+    └── Fatal                 fails at once; the operator is woken
+
+Parked, OwnershipLost         control flow of the engine (BaseException): no workflow code catches them
+"""
+
+from enum import StrEnum
+
+
+class RequestCode(StrEnum):
+    """Public codes of refused requests."""
+
+    INVALID_REQUEST = "invalid_request"
+    NOT_FOUND = "not_found"
+    CONFLICT = "conflict"
+    IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
+    PAYLOAD_TOO_LARGE = "payload_too_large"
+    UNAVAILABLE = "unavailable"
+    INTERNAL = "internal"
+
+
+class RunCode(StrEnum):
+    """Public codes of runs that did not complete."""
+
+    RATE_LIMIT = "rate_limit"
+    CONNECTION = "connection"
+    SERVER_ERROR = "server_error"
+    TIMEOUT = "timeout"
+    INVALID_OUTPUT = "invalid_output"
+    CONTENT_REFUSED = "content_refused"
+    TOOL_FAILED = "tool_failed"
+    MAX_ITERATIONS = "max_iterations"
+    FATAL = "fatal"
+
+
+RETRYABLE_CODES = frozenset(
+    {RunCode.RATE_LIMIT, RunCode.CONNECTION, RunCode.SERVER_ERROR, RunCode.TIMEOUT}
+)
+
+
+class PosthouseError(Exception):
+    """Anything that posthouse raises on purpose; `str()` of it may be shown to a person."""
+
+
+class RequestError(PosthouseError):
+    """The request cannot be served as it stands; carries the public code."""
+
+    code: RequestCode
+
+    def __init__(self, message: str, *, errors: tuple[dict[str, str], ...] = ()) -> None:
+        super().__init__(message)
+        self.errors = errors
+
+
+class InvalidRequest(RequestError):
+    """A field of the request is missing, unknown or wrong."""
+
+    code = RequestCode.INVALID_REQUEST
+
+
+class NotFound(RequestError):
+    """There is no such thing, or it belongs to another tenant."""
+
+    code = RequestCode.NOT_FOUND
+
+
+class Conflict(RequestError):
+    """The thing is in a state that does not allow this."""
+
+    code = RequestCode.CONFLICT
+
+
+class IdempotencyMismatch(RequestError):
+    """The idempotency key was used before with another body."""
+
+    code = RequestCode.IDEMPOTENCY_MISMATCH
+
+
+class PayloadTooLarge(RequestError):
+    """The body is above its limit."""
+
+    code = RequestCode.PAYLOAD_TOO_LARGE
+
+
+class StorageUnavailable(PosthouseError):
+    """Redis is away, loading, full or read-only; the same call may succeed later."""
+
+
+class ConfigurationError(PosthouseError):
+    """A setting or a definition is wrong; the process cannot start with it."""
+
+
+class ToolFailed(PosthouseError):
+    """A tool could not do its work; the model is told `kind`, the message and whether to try again."""
+
+    def __init__(
+        self, message: str, *, kind: str, retryable: bool = False, status_code: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.retryable = retryable
+        self.status_code = status_code
+
+
+class RunFailed(PosthouseError):
+    """Ends the run as failed with a public code; `str()` of it is shown to the caller."""
+
+    def __init__(self, message: str, *, code: RunCode) -> None:
+        super().__init__(message)
+        self.code = code
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same run may succeed when it is tried again later."""
+        return self.code in RETRYABLE_CODES
+
+
+class ModelUnavailable(RunFailed):
+    """The model's endpoint did not answer properly; `retry_after` is in seconds, None when it did not say."""
+
+    def __init__(self, message: str, *, code: RunCode, retry_after: float | None = None) -> None:
+        super().__init__(message, code=code)
+        self.retry_after = retry_after
+
+
+class InvalidOutput(RunFailed):
+    """The model's answer is not what was asked for, also after it was told so."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code=RunCode.INVALID_OUTPUT)
+
+
+class ContentRefused(RunFailed):
+    """The model declined to answer."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code=RunCode.CONTENT_REFUSED)
+
+
+class StepFailed(RunFailed):
+    """A step that is not an agent's tool call failed, and the workflow did not handle it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code=RunCode.TOOL_FAILED)
+
+
+class LimitReached(RunFailed):
+    """The run reached a bound on its steps or events and ends incomplete."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code=RunCode.MAX_ITERATIONS)
+
+
+class Fatal(RunFailed):
+    """Nothing but a person mends this: a bad key, an unknown model, a fault in the code."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code=RunCode.FATAL)
+
+
+class OwnershipLost(BaseException):
+    """This worker no longer owns the run; whatever it was doing for it stops without a word."""

@@ -1,0 +1,217 @@
+"""The vocabulary of events: one class each, one union. The names are stored and sent: they are for ever."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+HEAD_LIMIT = 1024
+
+
+def head(text: str) -> str:
+    """The first KiB of a text, for an event; the whole is in the journal."""
+    raw = text.encode()
+    if len(raw) <= HEAD_LIMIT:
+        return text
+    return raw[: HEAD_LIMIT - 3].decode(errors="ignore") + "…"
+
+
+class Fact(BaseModel):
+    """What every event's data shares: it never changes, and readers skip fields that they do not know."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    def data_json(self) -> str:
+        """The event's data as one line of JSON, without its type."""
+        return self.model_dump_json(exclude={"type"}, exclude_none=True)
+
+
+class RunCreated(Fact):
+    """A run was accepted."""
+
+    type: Literal["run.created"] = "run.created"
+    workflow: str
+    version: int
+
+
+class RunStarted(Fact):
+    """A worker claimed the run for the first time."""
+
+    type: Literal["run.started"] = "run.started"
+    worker: str
+
+
+class RunResumed(Fact):
+    """A worker claimed the run again; `reason` is crash, drain, timer or lost."""
+
+    type: Literal["run.resumed"] = "run.resumed"
+    worker: str
+    reason: str
+
+
+class RunWaiting(Fact):
+    """The run is parked and holds no worker."""
+
+    type: Literal["run.waiting"] = "run.waiting"
+    wait_reason: str
+
+
+class RunCompleted(Fact):
+    """The run ended with its whole output; the output itself is in the run record."""
+
+    type: Literal["run.completed"] = "run.completed"
+
+
+class RunIncomplete(Fact):
+    """The run was stopped by a limit; what it had is its output."""
+
+    type: Literal["run.incomplete"] = "run.incomplete"
+    code: str
+    message: str
+
+
+class RunFailed(Fact):
+    """The run ended without an output."""
+
+    type: Literal["run.failed"] = "run.failed"
+    code: str
+    message: str
+    retryable: bool
+
+
+class RunCancelled(Fact):
+    """Somebody ended the run."""
+
+    type: Literal["run.cancelled"] = "run.cancelled"
+
+
+class TurnStarted(Fact):
+    """A model request is about to be sent."""
+
+    type: Literal["turn.started"] = "turn.started"
+    iteration: int
+    model: str
+
+
+class TurnCompleted(Fact):
+    """The model answered; tokens are None when the provider did not say."""
+
+    type: Literal["turn.completed"] = "turn.completed"
+    iteration: int
+    model: str
+    finish_reason: str
+    latency_ms: int
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    tool_calls: tuple[str, ...] = ()
+
+
+class MessageDelta(Fact):
+    """A piece of the model's text as it arrives; pushed only, never stored. Offset in characters."""
+
+    type: Literal["message.delta"] = "message.delta"
+    offset: int
+    text: str
+
+
+class MessageCompleted(Fact):
+    """The model's text of one turn is whole; `text` is its head, `length` in characters."""
+
+    type: Literal["message.completed"] = "message.completed"
+    text: str
+    length: int
+
+
+class MessageSuperseded(Fact):
+    """The text streamed so far for this step was cut by a crash and will be streamed again."""
+
+    type: Literal["message.superseded"] = "message.superseded"
+
+
+class ToolStarted(Fact):
+    """A tool call begins; `arguments` is the head of their JSON text."""
+
+    type: Literal["tool.started"] = "tool.started"
+    tool: str
+    call_id: str
+    arguments: str
+
+
+class ToolCompleted(Fact):
+    """A tool call answered; `result` is its head, `length` in characters."""
+
+    type: Literal["tool.completed"] = "tool.completed"
+    tool: str
+    call_id: str
+    duration_ms: int
+    result: str
+    length: int
+
+
+class ToolFailed(Fact):
+    """A tool call failed; the model was told so."""
+
+    type: Literal["tool.failed"] = "tool.failed"
+    tool: str
+    call_id: str
+    duration_ms: int
+    error: str
+    message: str
+    retryable: bool
+
+
+class ModelRetrying(Fact):
+    """A model request failed in a passing way and will be sent again after `delay_ms`."""
+
+    type: Literal["model.retrying"] = "model.retrying"
+    code: str
+    attempt: int
+    delay_ms: int
+
+
+class SourceFound(Fact):
+    """A document was read."""
+
+    type: Literal["source.found"] = "source.found"
+    address: str
+    title: str
+
+
+Event = Annotated[
+    RunCreated
+    | RunStarted
+    | RunResumed
+    | RunWaiting
+    | RunCompleted
+    | RunIncomplete
+    | RunFailed
+    | RunCancelled
+    | TurnStarted
+    | TurnCompleted
+    | MessageDelta
+    | MessageCompleted
+    | MessageSuperseded
+    | ToolStarted
+    | ToolCompleted
+    | ToolFailed
+    | ModelRetrying
+    | SourceFound,
+    Field(discriminator="type"),
+]
+
+EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+
+TERMINAL_TYPES = frozenset({"run.completed", "run.incomplete", "run.failed", "run.cancelled"})
+
+
+class Draft(BaseModel):
+    """An event that is about to be written; the script that writes it adds seq, run, epoch and time."""
+
+    model_config = ConfigDict(frozen=True)
+
+    event: Event
+    agent: str = ""
+    step: str = ""
+
+    def fields(self) -> tuple[str, str, str, str]:
+        """Type, agent, step and data as the scripts take them."""
+        return self.event.type, self.agent, self.step, self.event.data_json()

@@ -1,0 +1,1 @@
+"""Step keys, outcomes and waits: what makes replay safe."""

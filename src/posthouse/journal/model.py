@@ -1,0 +1,190 @@
+"""Step keys, outcomes, waits, and the step interface that agents and tools see; the engine implements it."""
+
+import hashlib
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+import orjson
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from posthouse.errors import RunCode
+from posthouse.events.types import Draft, MessageDelta
+
+T = TypeVar("T")
+
+_KEY = re.compile(r"[A-Za-z0-9_.:/-]{1,256}")
+
+
+def checked_key(key: str) -> str:
+    """The key itself, or ValueError when it holds anything but letters, digits and `_ . : / -`."""
+    if _KEY.fullmatch(key) is None:
+        raise ValueError(f"step key {key[:80]!r} must be 1-256 of letters, digits and _ . : / -")
+    return key
+
+
+def digest_of(*parts: Any) -> str:
+    """A short hash of what workflow code passes to a step; JSON-able values, pydantic models included."""
+    text = orjson.dumps(parts, default=_plain, option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    raise TypeError(
+        f"{type(value).__name__} cannot be hashed with a step; pass JSON values or models"
+    )
+
+
+class StepError(BaseModel):
+    """Why a step failed, as it is recorded and raised again at replay."""
+
+    model_config = ConfigDict(frozen=True)
+
+    code: RunCode
+    message: str
+
+
+class Outcome(BaseModel):
+    """What the journal holds under a step key. seq, epoch and time (ms) are put in front by the script."""
+
+    model_config = ConfigDict(frozen=True)
+
+    seq: int
+    epoch: int
+    time: int
+    digest: str = ""
+    duration_ms: int = 0
+    agent: str = ""
+    result: Any = None
+    error: StepError | None = None
+    blob: str | None = None
+    usage: dict[str, int] = {}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a step spent: calls and tokens."""
+
+    model_calls: int = 0
+    tool_calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def spent(self) -> dict[str, int]:
+        """Only what is not zero, by field name."""
+        return {name: value for name, value in vars(self).items() if value}
+
+
+@dataclass(frozen=True)
+class Opening:
+    """That a step begins: its key, the event that says so, and the one for readers when a crash cut it before."""
+
+    key: str
+    event: Draft
+    superseded: Draft | None = None
+
+
+@dataclass(frozen=True)
+class Done(Generic[T]):
+    """What a step's work came to: its value, what it spent, what happened, and which steps begin with its commit."""
+
+    value: T
+    usage: Usage = field(default_factory=Usage)
+    events: tuple[Draft, ...] = ()
+    opens: tuple[Opening, ...] = ()
+
+
+@dataclass(frozen=True)
+class Step(Generic[T]):
+    """One unit of work: it runs once, is committed, and is never run again.
+
+    `digest` is a hash of what workflow code passed; "" when there is nothing to compare. `opening` is
+    announced before the work unless an earlier commit has announced it already.
+    """
+
+    key: str
+    work: Callable[[], Awaitable[Done[T]]]
+    result: TypeAdapter[T]
+    digest: str = ""
+    agent: str = ""
+    opening: Opening | None = None
+
+
+@dataclass(frozen=True)
+class Wait:
+    """What a parked step waits for; `after_ms` from the moment of parking, None for as long as it takes.
+
+    When the time is up the sweep journals `outcome` (JSON text) under the key; "" only wakes the run.
+    """
+
+    key: str
+    kind: Literal["timer", "version"]
+    after_ms: int | None
+    outcome: str = ""
+
+
+@dataclass
+class Parked(BaseException):
+    """The run cannot go on until something happens; carries every wait of the slice to the engine."""
+
+    waits: tuple[Wait, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt's name, version and text."""
+
+    name: str
+    version: int
+    text: str
+
+
+@dataclass(frozen=True)
+class SourceRead:
+    """A document that an agent really read, and the step that read it."""
+
+    address: str
+    title: str
+    step: str
+
+
+@dataclass(frozen=True)
+class AgentAnswer:
+    """What an agent came to; `stopped` is None when it answered by itself, else the code of the limit that ended it."""
+
+    text: str
+    sources: tuple[SourceRead, ...]
+    turns: int
+    stopped: RunCode | None = None
+
+
+class Steps(Protocol):
+    """The journal as agents and tools see it."""
+
+    @property
+    def run_id(self) -> str:
+        """The run that these steps belong to."""
+        ...
+
+    async def run(self, step: Step[T]) -> T:
+        """The step's recorded value; or its work is done, committed and returned. Raises the recorded error."""
+        ...
+
+    async def pin(self, prompt: Prompt) -> Prompt:
+        """The prompt that this run's tree is pinned to: the one given, unless another was pinned first."""
+        ...
+
+    def push(self, delta: MessageDelta, *, agent: str, step: str) -> None:
+        """Sends a piece of text to whoever reads the run now; never waits, never fails."""
+        ...
+
+    def announce(self, draft: Draft) -> None:
+        """Logs an event that belongs to no commit (a retry, say); never waits, never fails."""
+        ...
+
+    async def elapsed(self, key: str) -> float:
+        """Seconds since the first step under `key` began, restarts included; or since this was first asked."""
+        ...

@@ -1,0 +1,1 @@
+"""The run record, its statuses and its transitions."""

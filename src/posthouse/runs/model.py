@@ -1,0 +1,105 @@
+"""The run record: its statuses, its stored form, and what a reader sees of it."""
+
+from enum import StrEnum
+from typing import Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+SCHEMA_VERSIONS = {1: "the first: record, journal, event log, waits and starts"}
+
+
+class Status(StrEnum):
+    """Where a run is."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    AWAITING_INPUT = "awaiting_input"
+    COMPLETED = "completed"
+    INCOMPLETE = "incomplete"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+TERMINAL = frozenset({Status.COMPLETED, Status.INCOMPLETE, Status.FAILED, Status.CANCELLED})
+LIVE = frozenset(Status) - TERMINAL
+
+
+class RunError(BaseModel):
+    """Why a run did not complete, as the caller sees it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    code: str
+    message: str
+    retryable: bool
+
+
+class UsageTotals(BaseModel):
+    """What a run spent: calls and tokens."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model_calls: int = 0
+    tool_calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class RunRecord(BaseModel):
+    """A run as it stands in Redis. Times in milliseconds since 1970 by Redis' clock."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    tenant: str
+    workflow: str
+    version: int
+    status: Status
+    input: Any
+    output: Any = None
+    error: RunError | None = None
+    metadata: dict[str, str] = {}
+    wait_reason: str | None = None
+    epoch: int
+    seq: int
+    dispatch: int
+    owner: str | None = None
+    usage: UsageTotals = UsageTotals()
+    root: str
+    parent: str | None = None
+    created_at: int
+    updated_at: int
+    started_at: int | None = None
+    ended_at: int | None = None
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the run has ended."""
+        return self.status in TERMINAL
+
+
+_JSON = frozenset({"input", "output", "error", "metadata"})
+_USAGE = tuple(UsageTotals.model_fields)
+FIELDS = (
+    "tenant", "workflow", "version", "status", "input", "output", "error", "metadata", "wait_reason",
+    "epoch", "seq", "dispatch", "owner", "root", "parent", "created_at", "updated_at", "started_at",
+    "ended_at", *_USAGE,
+)  # fmt: skip
+SUMMARY_FIELDS = tuple(name for name in FIELDS if name not in {"input", "output"})
+
+
+def record_from(
+    run_id: str, values: dict[str, bytes | None], kind: Literal["whole", "summary"] = "whole"
+) -> RunRecord:
+    """The record from the hash's values by field name; a summary has neither input nor output."""
+    plain = {
+        name: orjson.loads(value) if name in _JSON else value.decode()
+        for name, value in values.items()
+        if value
+    }
+    usage = {name: plain.pop(name) for name in _USAGE if name in plain}
+    if kind == "summary":
+        plain["input"] = None
+    return RunRecord.model_validate({"run_id": run_id, "usage": usage, **plain})

@@ -1,0 +1,78 @@
+"""What a worker holds when it owns a run."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A claim's row: the run as it stood, and the fence that every write must carry. Times in ms by Redis' clock."""
+
+    run_id: str
+    claim_id: str
+    epoch: int
+    dispatch: int
+    seq: int
+    signals: int
+    workflow: str
+    version: int
+    input: bytes
+    root: str
+    tenant: str
+    steps: int
+    reason: str
+    queued_at: int
+    started_at: int
+    looks: int
+    claimed_at: int
+
+    @property
+    def fence(self) -> str:
+        """What every write of this ownership carries; refused when it is no longer the current one."""
+        return f"{self.epoch}:{self.claim_id}"
+
+
+def claimed_from(claim_id: str, row: list[Any]) -> Claimed:
+    """The claim from a row of the script's reply."""
+    run_id, epoch, dispatch, seq, signals, workflow, version, given, root, tenant, *rest = row
+    steps, reason, queued_at, started_at, looks, claimed_at = rest
+    return Claimed(
+        run_id=run_id.decode(),
+        claim_id=claim_id,
+        epoch=int(epoch),
+        dispatch=int(dispatch),
+        seq=int(seq),
+        signals=int(signals),
+        workflow=workflow.decode(),
+        version=int(version),
+        input=given,
+        root=root.decode(),
+        tenant=tenant.decode(),
+        steps=int(steps),
+        reason=reason.decode(),
+        queued_at=int(queued_at),
+        started_at=int(started_at),
+        looks=int(looks),
+        claimed_at=int(claimed_at),
+    )
+
+
+@dataclass(frozen=True)
+class Lease:
+    """One entry of a heartbeat: a run, its fence, and the highest seq that its worker was told."""
+
+    run_id: str
+    fence: str
+    told: int
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What one sweep found: leases that lapsed, timers that rang, lost entries, ended trees, broken records."""
+
+    lapsed: int
+    woken: int
+    requeued: int
+    purged: int
+    broken: int
+    more: bool

@@ -1,0 +1,1 @@
+"""Redis: the connection, every key, and one script per transition."""

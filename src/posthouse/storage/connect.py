@@ -1,0 +1,79 @@
+"""The way to Redis: bounded, blocking pools, and one name for everything that means it is away."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    ConnectionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
+
+from posthouse.errors import ConfigurationError, StorageUnavailable
+
+# What Redis answers when it is there and cannot serve; redis-py gives most of them no class of their own.
+_PASSING = (
+    "BUSY",
+    "LOADING",
+    "MASTERDOWN",
+    "MISCONF",
+    "NOREPLICAS",
+    "OOM",
+    "READONLY",
+    "UNKILLABLE",
+)
+
+
+def connect(
+    url: str,
+    *,
+    max_connections: int = 32,
+    socket_timeout: float | None = 5.0,
+    connect_timeout: float = 1.0,
+) -> Redis:
+    """A client with a pool of its own that waits for a free connection; timeouts in seconds, replies in bytes.
+
+    It never repeats a call by itself: who calls knows whether that is safe. Raises ConfigurationError for a bad URL.
+    """
+    try:
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=max_connections,
+            timeout=socket_timeout or connect_timeout,
+            socket_timeout=socket_timeout,
+            socket_connect_timeout=connect_timeout,
+            socket_keepalive=True,
+            retry=Retry(NoBackoff(), 0),
+        )
+    except ValueError as error:
+        raise ConfigurationError(f"REDIS_URL: {error}") from None
+    return Redis.from_pool(pool)
+
+
+@contextmanager
+def available() -> Iterator[None]:
+    """Turns every way in which Redis can be away, loading, full or read-only into StorageUnavailable."""
+    try:
+        yield
+    except AuthenticationError as error:
+        raise StorageUnavailable("Redis refuses the credentials in REDIS_URL") from error
+    except (ConnectionError, TimeoutError, OutOfMemoryError, ReadOnlyError, OSError) as error:
+        raise StorageUnavailable("Redis does not answer") from error
+    except ResponseError as error:
+        if str(error).startswith(_PASSING) or "OOM command not allowed" in str(error):
+            raise StorageUnavailable("Redis cannot serve now") from error
+        raise
+    except RedisError as error:
+        raise StorageUnavailable("Redis does not answer") from error
+    except RuntimeError as error:
+        # uvloop, when the connection is found closed only as something is written to it.
+        if "closed" not in str(error):
+            raise
+        raise StorageUnavailable("Redis does not answer") from error

@@ -1,0 +1,77 @@
+-- ARGV worker, claim id, lease ms, limit, highest readable v, job ('' = from the queue), readable (name:version ...)
+-- -> rows: run, epoch, dispatch, seq, signals, workflow, version, input, root, tenant, journalled steps, reason,
+--    queued since, started_at, looks, now
+local worker, claim, lease, limit, highest, only = take(), take(), take_number(), take_number(), take_number(), take()
+local readable = {}
+for _, row in ipairs(take_rows(1)) do readable[row[1]] = true end
+local LOOKED_AT = 200
+
+local function row_of(run, reason)
+  local extra = redis.call('HMGET', KEY.run(run.id), 'input', 'updated_at', 'started_at', 'looks')
+  return { run.id, int(run.epoch), int(run.dispatch), int(run.seq), int(run.signals), run.workflow, run.version,
+    extra[1] or 'null', run.root, run.tenant, int(redis.call('HLEN', KEY.journal(run.id))), reason,
+    extra[2] or '0', extra[3] or '0', extra[4] or '0', int(now) }
+end
+
+local function own(run, job)
+  local first = run.status == 'pending' and run.epoch == 0
+  local reason = first and 'accepted' or run.wake_reason
+  redis.call('ZADD', KEY.due, int(now + lease), run.id)
+  run.epoch = run.epoch + 1
+  run.claim = claim
+  if run.status ~= 'running' then redis.call('ZADD', KEY.index(run.tenant, 'running'), 0, run.id) end
+  redis.call('HSET', KEY.run(run.id), 'status', 'running', 'epoch', int(run.epoch), 'claim', claim, 'owner', worker,
+    'lease', int(now + lease), 'begun', '', 'wait_reason', '')
+  redis.call('HSETNX', KEY.run(run.id), 'started_at', int(now))
+  if first then
+    emit(run, 'run.started', '', '', '{"worker":"' .. worker .. '"}')
+  else
+    emit(run, 'run.resumed', '', '', '{"worker":"' .. worker .. '","reason":"' .. reason .. '"}')
+  end
+  local row = row_of(run, reason)
+  redis.call('HSET', KEY.run(run.id), 'seq', int(run.seq), 'updated_at', int(now))
+  redis.call('RPUSH', KEY.claims(claim), run.id)
+  if run.status ~= 'running' then redis.call('ZREM', KEY.index(run.tenant, run.status), run.id) end
+  drop_job(job)
+  publish(run)
+  return row
+end
+
+local function consider(job)
+  local id, dispatch = string.match(job, '^(%w+):(%d+)$')
+  local run = id and load_run(id)
+  if not run or TERMINAL[run.status] or run.claim ~= '' or int(run.dispatch) ~= dispatch then
+    drop_job(job)
+    return nil
+  end
+  if run.v > highest or not readable[run.workflow .. ':' .. run.version] then
+    redis.call('ZADD', KEY.held(run.workflow, run.version), redis.call('ZSCORE', KEY.queue, job) or '1', job)
+    redis.call('ZREM', KEY.queue, job)
+    return nil
+  end
+  return own(run, job)
+end
+
+local rows = {}
+for _, id in ipairs(redis.call('LRANGE', KEY.claims(claim), 0, -1)) do
+  local run = load_run(id)
+  if run and run.claim == claim and not TERMINAL[run.status] then rows[#rows + 1] = row_of(run, run.wake_reason) end
+end
+if #rows > 0 then return rows end
+
+if only ~= '' then
+  rows[1] = consider(only)
+else
+  local looked = 0
+  while #rows < limit and looked < LOOKED_AT do
+    local jobs = redis.call('ZRANGE', KEY.queue, 0, limit - #rows - 1)
+    if #jobs == 0 then break end
+    for _, job in ipairs(jobs) do
+      looked = looked + 1
+      rows[#rows + 1] = consider(job)
+    end
+  end
+  if redis.call('ZCARD', KEY.queue) > 0 then wake() end
+end
+if #rows > 0 then redis.call('PEXPIRE', KEY.claims(claim), int(lease)) end
+return rows

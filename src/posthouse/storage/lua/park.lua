@@ -1,0 +1,26 @@
+-- ARGV run, fence, told seq, signals as told at the claim, status, wait reason, event (type agent step data),
+--      waits (step key, kind, after ms or '', outcome ...)  ->  parked | moved, signals | what ended the ownership
+local id, fence, told, signals, status, reason = take(), take(), take_number(), take_number(), take(), take()
+local event = { take(), take(), take(), take() }
+local waits = take_rows(4)
+local run, answer = owned(id, fence, told)
+if not run then return { answer, '0' } end
+if run.signals ~= signals then return { 'moved', int(run.signals) } end
+
+local earliest
+for _, row in ipairs(waits) do
+  local stored = redis.call('HGET', KEY.waits(id), row[1])
+  local till = stored and number(string.match(stored, '^%d+')) or (row[3] ~= '' and now + tonumber(row[3]) or 0)
+  row.till = till
+  if till > 0 and (not earliest or till < earliest) then earliest = till end
+end
+if earliest then redis.call('ZADD', KEY.due, int(earliest), id) end
+for _, row in ipairs(waits) do
+  redis.call('HSETNX', KEY.waits(id), row[1], int(row.till) .. '|' .. row[2] .. '|' .. row[4])
+end
+emit(run, event[1], event[2], event[3], event[4])
+local looks = number(redis.call('HGET', KEY.run(id), 'looks')) + (reason == 'version' and 1 or 0)
+end_ownership(run, 'parked', status, 'wait_reason', reason, 'parked_at', int(run.dispatch), 'looks', int(looks))
+if not earliest then redis.call('ZREM', KEY.due, id) end
+publish(run)
+return { 'parked', int(run.signals) }

@@ -1,0 +1,125 @@
+-- ARGV lease ms, may end leases (1 | 0), limit, readable (workflow, version ...)
+-- -> lapsed, woken, queued again, purged, broken, left (1: there is more)
+local lease, may_end, limit = take_number(), take() == '1', take_number()
+local readable = take_rows(2)
+local lapsed, woken, queued, purged, broken = 0, 0, 0, 0, 0
+
+-- Nobody swept for a while: Redis stood still or everybody slept, so owners get one lease to beat.
+local state = redis.call('HMGET', KEY.sweep, 'last', 'quiet_until')
+local quiet = number(state[2])
+if now - number(state[1]) > lease / 2 then quiet = now + lease end
+redis.call('HSET', KEY.sweep, 'last', int(now), 'quiet_until', int(quiet))
+
+-- Timers that rang: the outcome goes into the journal under the step's key. Their waits are removed by the caller
+-- once the run is enqueued, so that a call that breaks here is made again.
+local function ring(run)
+  local rang, earliest = {}, nil
+  local waits = redis.call('HGETALL', KEY.waits(run.id))
+  for i = 1, #waits, 2 do
+    local till, _, outcome = string.match(waits[i + 1], '^(%d+)|(%a+)|(.*)$')
+    till = number(till)
+    if till > 0 and till <= now then
+      rang[#rang + 1] = waits[i]
+      if outcome ~= '' then
+        redis.call('HSETNX', KEY.journal(run.id), waits[i], '{"seq":' .. int(run.seq) .. ',"epoch":' ..
+          int(run.epoch) .. ',"time":' .. int(now) .. ',' .. outcome)
+      end
+    elseif till > 0 and (not earliest or till < earliest) then
+      earliest = till
+    end
+  end
+  return rang, earliest
+end
+
+-- Parked, with nothing in the queue: wakes it, or looks again when the next timer rings.
+local function look_at_parked(run)
+  local rang, earliest = ring(run)
+  if #rang > 0 then
+    redis.call('HINCRBY', KEY.run(run.id), 'signals', #rang)
+    enqueue(run, 0, 'timer')
+    redis.call('HDEL', KEY.waits(run.id), unpack(rang))
+    woken = woken + 1
+  elseif earliest then
+    redis.call('ZADD', KEY.due, int(earliest), run.id)
+  else
+    redis.call('ZREM', KEY.due, run.id)
+  end
+end
+
+-- Queued: an entry that merely waits is left alone; one that is gone, or locked and not claimed, is written again.
+local function look_at_queued(run)
+  local job = run.id .. ':' .. int(run.dispatch)
+  local there = redis.call('ZSCORE', KEY.queue, job) or redis.call('ZSCORE', KEY.held(run.workflow, run.version), job)
+  local body = redis.call('EXISTS', 'arq:job:' .. job) == 1
+  local locked = redis.call('EXISTS', 'arq:in-progress:' .. job) == 1
+  if there and body and not locked then
+    redis.call('HDEL', KEY.run(run.id), 'locked_since')
+    redis.call('ZADD', KEY.due, int(now + GRACE), run.id)
+    return
+  end
+  local since = number(redis.call('HGET', KEY.run(run.id), 'locked_since'))
+  if there and body and (since == 0 or now - since < lease) then
+    if since == 0 then redis.call('HSET', KEY.run(run.id), 'locked_since', int(now)) end
+    redis.call('ZADD', KEY.due, int(now + lease), run.id)
+    return
+  end
+  redis.call('HDEL', KEY.run(run.id), 'locked_since')
+  enqueue(run, 0, run.wake_reason)
+  queued = queued + 1
+end
+
+-- Ended: a root goes with its whole tree when its time is over; a child goes with its root.
+local function look_at_ended(run)
+  local over = number(redis.call('HGET', KEY.run(run.id), 'ended_at')) + run.ttl
+  if run.root ~= run.id then
+    redis.call('ZREM', KEY.due, run.id)
+  elseif over > now then
+    redis.call('ZADD', KEY.due, int(over), run.id)
+  else
+    purge(run)
+    purged = purged + 1
+  end
+end
+
+local function look_at(id)
+  local run = load_run(id)
+  if not run then
+    -- A record that cannot be read is not one that is gone.
+    if redis.call('EXISTS', KEY.run(id)) == 1 then error('unreadable') end
+    redis.call('ZREM', KEY.due, id)
+  elseif TERMINAL[run.status] then
+    look_at_ended(run)
+  elseif run.claim ~= '' then
+    if run.lease > now then
+      redis.call('ZADD', KEY.due, int(run.lease), id)
+    elseif not may_end or quiet > now then
+      redis.call('ZADD', KEY.due, int(math.max(quiet, now + lease / 4)), id)
+    else
+      if run.begun ~= '' then redis.call('HINCRBY', KEY.run(id), 'crashes', 1) end
+      dispossess(run, 'crash')
+      lapsed = lapsed + 1
+    end
+  elseif run.ended_as == 'parked' and int(run.dispatch) == redis.call('HGET', KEY.run(id), 'parked_at') then
+    look_at_parked(run)
+  else
+    look_at_queued(run)
+  end
+end
+
+local ids = redis.call('ZRANGEBYSCORE', KEY.due, '-inf', int(now), 'LIMIT', 0, int(limit))
+for _, id in ipairs(ids) do
+  if not pcall(look_at, id) then
+    broken = broken + 1
+    redis.pcall('ZADD', KEY.due, int(now + GRACE), id)
+  end
+end
+
+for _, row in ipairs(readable) do
+  local held = KEY.held(row[1], row[2])
+  for _, job in ipairs(redis.call('ZRANGE', held, 0, limit - 1)) do
+    redis.call('ZADD', KEY.queue, redis.call('ZSCORE', held, job), job)
+    redis.call('ZREM', held, job)
+    wake()
+  end
+end
+return { lapsed, woken, queued, purged, broken, #ids == limit and 1 or 0 }
