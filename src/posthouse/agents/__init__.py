@@ -1,0 +1,1 @@
+"""The agent loop: specs, prompts, the pure decision and the loop around it."""

@@ -1,0 +1,65 @@
+"""One agent's work in one run: its steps' names, its events, the time that it has left."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from posthouse.agents.spec import Agent
+from posthouse.events.types import Draft, Event, MessageSuperseded, ToolStarted, TurnStarted, head
+from posthouse.journal.model import Opening, Steps
+from posthouse.llm.messages import ToolCall
+
+NAME_LIMIT = 64
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What stays the same through all turns. `deadline` is in seconds on the clock `now`."""
+
+    steps: Steps
+    agent: Agent
+    key: str
+    digest: str
+    model: str
+    now: Callable[[], float]
+    deadline: float
+
+    @property
+    def name(self) -> str:
+        """The agent's name."""
+        return self.agent.spec.name
+
+    def remaining(self) -> float:
+        """Seconds that the agent has left; never below zero."""
+        return max(0.0, self.deadline - self.now())
+
+    def turn_key(self, turn: int) -> str:
+        """The step key of a model request."""
+        return f"{self.key}/turn:{turn}"
+
+    def call_key(self, turn: int, call: ToolCall) -> str:
+        """The step key of a tool call."""
+        return f"{self.turn_key(turn)}/tool:{call.id}"
+
+    def draft(self, event: Event, step: str) -> Draft:
+        """The event as this agent's, in this step."""
+        return Draft(event=event, agent=self.name, step=step)
+
+    def turn_opening(self, turn: int) -> Opening:
+        """That a turn begins; text that was streamed before a crash is void then."""
+        step = self.turn_key(turn)
+        return Opening(
+            key=step,
+            event=self.draft(TurnStarted(iteration=turn, model=self.model), step),
+            superseded=self.draft(MessageSuperseded(), step),
+        )
+
+    def call_opening(self, turn: int, call: ToolCall) -> Opening:
+        """That a tool call begins."""
+        step = self.call_key(turn, call)
+        event = ToolStarted(tool=shown_name(call), call_id=call.id, arguments=head(call.arguments))
+        return Opening(key=step, event=self.draft(event, step))
+
+
+def shown_name(call: ToolCall) -> str:
+    """The called tool's name as the model wrote it, at most 64 characters."""
+    return call.name[:NAME_LIMIT]

@@ -1,0 +1,44 @@
+"""What an agent is: a name, a prompt file, the tools it may use."""
+
+import re
+from dataclasses import dataclass, field
+from importlib.resources.abc import Traversable
+
+from posthouse.errors import ConfigurationError
+from posthouse.journal.model import Prompt
+
+_STEM = re.compile(r"(?P<name>[a-z0-9_-]+)\.v(?P<version>[1-9][0-9]*)")
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """An agent as its library file says it; `prompt` is its file's stem, like "researcher.v1"."""
+
+    name: str
+    description: str
+    prompt: str
+    tools: tuple[str, ...] = ()
+    temperature: float = 0.1
+    max_iterations: int | None = field(default=None)
+
+
+@dataclass(frozen=True)
+class Agent:
+    """A spec with its prompt's text."""
+
+    spec: AgentSpec
+    prompt: Prompt
+
+
+def with_prompt(spec: AgentSpec, folder: Traversable) -> Agent:
+    """The agent with the prompt that lies in the folder. Raises ConfigurationError."""
+    stem = _STEM.fullmatch(spec.prompt)
+    if stem is None:
+        raise ConfigurationError(f"prompt {spec.prompt!r} must be named like 'researcher.v1'")
+    file = folder / f"{spec.prompt}.md"
+    if not file.is_file():
+        raise ConfigurationError(f"agent {spec.name!r} has no prompt file {spec.prompt}.md")
+    text = file.read_text(encoding="utf-8").strip()
+    if not text:
+        raise ConfigurationError(f"prompt file {spec.prompt}.md is empty")
+    return Agent(spec, Prompt(stem["name"], int(stem["version"]), text))

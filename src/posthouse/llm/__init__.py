@@ -1,0 +1,1 @@
+"""Models: messages, the provider seam, retries."""

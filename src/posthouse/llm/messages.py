@@ -1,0 +1,92 @@
+"""What goes to a model and what comes back, whoever the provider is."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class SystemMessage(_Frozen):
+    """Who the model is and what it must do."""
+
+    role: Literal["system"] = "system"
+    text: str
+
+
+class UserMessage(_Frozen):
+    """What the model is asked."""
+
+    role: Literal["user"] = "user"
+    text: str
+
+
+class ToolCall(_Frozen):
+    """One call that the model asks for; `arguments` is its own text, JSON or not.
+
+    `id` is safe in a step key and unique within its completion: the provider's own, or made so.
+    """
+
+    id: str
+    name: str
+    arguments: str
+
+
+class AssistantMessage(_Frozen):
+    """What the model answered."""
+
+    role: Literal["assistant"] = "assistant"
+    text: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+class ToolMessage(_Frozen):
+    """The answer to one tool call."""
+
+    role: Literal["tool"] = "tool"
+    call_id: str
+    text: str
+
+
+Message = Annotated[
+    SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
+]
+
+
+class ToolOffer(_Frozen):
+    """A tool as the model sees it; `parameters` is a JSON Schema."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+
+class ModelRequest(_Frozen):
+    """One request to a model. Timeout in seconds, for the whole answer."""
+
+    model: str
+    messages: tuple[Message, ...]
+    tools: tuple[ToolOffer, ...] = ()
+    temperature: float = 0.1
+    max_output_tokens: int | None = None
+    timeout_seconds: float = 120.0
+
+
+class Tokens(_Frozen):
+    """What the provider says that a request took."""
+
+    input: int
+    output: int
+
+
+class Completion(_Frozen):
+    """A whole answer; `tokens` is None when the provider did not say."""
+
+    model: str
+    text: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    finish_reason: str
+    tokens: Tokens | None = None
+    latency_ms: int

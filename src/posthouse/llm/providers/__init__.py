@@ -1,0 +1,1 @@
+"""One file per model provider; each vendor SDK lives in its own."""

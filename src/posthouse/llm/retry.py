@@ -1,0 +1,108 @@
+"""The one retry policy for model requests: only what passes by itself is tried again."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_random,
+    wait_random_exponential,
+)
+
+from posthouse import clock
+from posthouse.errors import ModelUnavailable, RunCode
+from posthouse.llm.messages import Completion, ModelRequest
+from posthouse.llm.provider import ModelProvider
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Retry:
+    """A try that failed in a passing way, `attempt` from 1, and the wait before the next one."""
+
+    code: RunCode
+    attempt: int
+    delay_ms: int
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often and how patiently, in seconds; a Retry-After above `patience` is not waited for."""
+
+    attempts: int = 3
+    shortest: float = 2.0
+    longest: float = 10.0
+    patience: float = 60.0
+
+
+class RetryingProvider:
+    """Sends a request again after ModelUnavailable; every other error is raised at once."""
+
+    def __init__(
+        self,
+        provider: ModelProvider,
+        policy: RetryPolicy | None = None,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = clock.sleep,
+    ) -> None:
+        self._provider = provider
+        self._policy = policy or RetryPolicy()
+        self._sleep = sleep
+        self._backoff = wait_random_exponential(
+            multiplier=2 * self._policy.shortest,
+            min=self._policy.shortest,
+            max=self._policy.longest,
+        )
+
+    async def complete(
+        self,
+        request: ModelRequest,
+        on_text: Callable[[str], None],
+        on_retry: Callable[[Retry], None],
+    ) -> Completion:
+        """The whole answer. After `on_retry` the text so far is void and `on_text` begins anew.
+
+        Raises ModelUnavailable (no try succeeded, Retry-After too long), ContentRefused, Fatal.
+        """
+
+        def announce(state: RetryCallState) -> None:
+            retry = Retry(
+                code=_failure(state).code,
+                attempt=state.attempt_number,
+                delay_ms=round(state.upcoming_sleep * 1000),
+            )
+            _log.warning("llm_retry", model=request.model, **vars(retry))
+            on_retry(retry)
+
+        policy = AsyncRetrying(
+            sleep=self._sleep,
+            stop=self._give_up,
+            wait=self._delay,
+            retry=retry_if_exception_type(ModelUnavailable),
+            before_sleep=announce,
+            reraise=True,
+        )
+        completion: Completion = await policy(self._provider.complete, request, on_text)
+        return completion
+
+    def _give_up(self, state: RetryCallState) -> bool:
+        asked = _failure(state).retry_after or 0.0
+        return asked > self._policy.patience or stop_after_attempt(self._policy.attempts)(state)
+
+    def _delay(self, state: RetryCallState) -> float:
+        asked = _failure(state).retry_after
+        if asked is None:
+            return self._backoff(state)
+        # Spread out, or all runs that were told the same moment come back in the same moment.
+        return asked + wait_random(0, asked / 10)(state)
+
+
+def _failure(state: RetryCallState) -> ModelUnavailable:
+    error = state.outcome.exception() if state.outcome else None
+    assert isinstance(error, ModelUnavailable)
+    return error

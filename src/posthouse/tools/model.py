@@ -1,0 +1,134 @@
+"""What a tool is, what it answers, and what it may use."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from posthouse.llm.messages import ToolOffer
+
+
+class Effect(StrEnum):
+    """What a call does to the world; says what may happen to it after a crash."""
+
+    READ = "read"
+    IDEMPOTENT = "idempotent"
+    WRITE = "write"
+
+
+class Source(BaseModel):
+    """A document that a tool really read."""
+
+    model_config = ConfigDict(frozen=True)
+
+    address: str
+    title: str
+
+
+class Page(BaseModel):
+    """The readable text of one document."""
+
+    model_config = ConfigDict(frozen=True)
+
+    address: str
+    title: str
+    text: str
+
+
+class SearchHit(BaseModel):
+    """One search result: where it is, what it is called, and a passage of it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    title: str
+    url: str
+    snippet: str
+
+
+class SearchProvider(Protocol):
+    """Something that finds documents."""
+
+    async def search(self, query: str, limit: int) -> tuple[SearchHit, ...]:
+        """At most `limit` documents, best first. Raises ToolFailed."""
+        ...
+
+
+class PageReader(Protocol):
+    """Something that reads documents by address."""
+
+    async def read(self, address: str) -> Page:
+        """The document's text. Raises ToolFailed: unknown, forbidden, too large, too slow, unreadable."""
+        ...
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What tools share in one worker process."""
+
+    search: SearchProvider
+    pages: PageReader
+
+
+@dataclass(frozen=True)
+class ToolContext:
+    """What one call may know: its run, its step, and a key that stays the same when the call is repeated."""
+
+    run_id: str
+    step: str
+    idempotency_key: str
+    resources: Resources
+
+
+class ToolProblem(BaseModel):
+    """Why a call failed, as the model is told: `error` is timeout, http_error, invalid_arguments, unexpected, ..."""
+
+    model_config = ConfigDict(frozen=True)
+
+    error: str
+    message: str
+    retryable: bool = False
+    status_code: int | None = None
+
+
+class ToolAnswer(BaseModel):
+    """What the model is told (`text`), what went wrong if anything, and which documents were read."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str
+    problem: ToolProblem | None = None
+    sources: tuple[Source, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One tool: how the model sees it, and how a call of it is made.
+
+    `call` takes the model's own argument text, validates it, and never raises but for cancellation: every
+    failure is an answer with a problem. Timeout in seconds, `max_result_bytes` in bytes of UTF-8.
+    """
+
+    offer: ToolOffer
+    effect: Effect
+    timeout_seconds: float
+    max_result_bytes: int
+    call: Callable[[ToolContext, str], Awaitable[ToolAnswer]]
+
+    @property
+    def name(self) -> str:
+        """The name that the model calls it by."""
+        return self.offer.name
+
+
+class Toolset(Protocol):
+    """A group of tools that an agent may use."""
+
+    def offers(self) -> tuple[ToolOffer, ...]:
+        """The tools as the model sees them."""
+        ...
+
+    async def call(self, name: str, arguments: str, context: ToolContext) -> ToolAnswer:
+        """The answer of the named tool; an unknown name is an answer with a problem, never an error."""
+        ...

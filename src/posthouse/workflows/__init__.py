@@ -1,0 +1,1 @@
+"""Workflow definitions and the context that their code sees."""

@@ -1,0 +1,16 @@
+from posthouse.llm.estimate import tokens_of
+from posthouse.llm.messages import ModelRequest, Tokens, UserMessage
+from posthouse.testing.provider import call, call_tools, say
+
+REQUEST = ModelRequest(model="m", messages=(UserMessage(text="x" * 41),))
+
+
+def test_what_the_provider_said_counts() -> None:
+    assert tokens_of(REQUEST, say("hello")) == Tokens(input=10, output=5)
+
+
+def test_else_four_characters_are_a_token() -> None:
+    silent = say("y" * 8, tokens=None)
+    assert tokens_of(REQUEST, silent) == Tokens(input=11, output=2)
+    asking = call_tools(call("abcd", '{"a": 1}')).model_copy(update={"tokens": None})
+    assert tokens_of(REQUEST, asking).output == 3
