@@ -1,0 +1,172 @@
+"""One slice of a run: from a claim to its end, its parking, or its release."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias, assert_never
+
+import structlog
+from pydantic import BaseModel, ValidationError
+
+from posthouse import clock
+from posthouse.agents.spec import Agent
+from posthouse.engine.context import AgentRunner, Context
+from posthouse.engine.insist import insist
+from posthouse.engine.leases import Held
+from posthouse.engine.steps import Draining, JournalledSteps, Shared
+from posthouse.errors import Fatal, LimitReached, OwnershipLost, RunCode, RunFailed
+from posthouse.events.types import Draft, RunCompleted, RunIncomplete, RunWaiting
+from posthouse.events.types import RunFailed as RunFailedEvent
+from posthouse.journal.model import Parked
+from posthouse.journal.store import Loaded
+from posthouse.runs.model import RunError, Status
+from posthouse.runs.ownership import Claimed
+from posthouse.runs.transitions import Ending, Transitions
+from posthouse.telemetry import Metrics
+from posthouse.workflows.definition import Incomplete, Workflow
+
+log = structlog.get_logger()
+
+AnyWorkflow: TypeAlias = Workflow[Any, Any]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What a slice works with; the same for every run of a worker."""
+
+    transitions: Transitions
+    shared: Shared
+    workflows: Mapping[tuple[str, int], AnyWorkflow]
+    agents: dict[str, Agent]
+    runner: AgentRunner
+    metrics: Metrics
+
+
+class Slice:
+    """Carries one claimed run on as far as it goes."""
+
+    def __init__(self, workshop: Workshop, held: Held) -> None:
+        self._workshop = workshop
+        self._held = held
+        self._began = clock.monotonic()
+
+    async def carry(self) -> None:
+        """Ends, parks or gives back the run; returns without a word when the ownership is lost."""
+        held = self._held
+        with structlog.contextvars.bound_contextvars(run_id=held.run.run_id, epoch=held.run.epoch):
+            try:
+                await self._to_the_end()
+            except OwnershipLost:
+                log.info("slice_dropped")
+            except Draining:
+                await self._give_back()
+            except asyncio.CancelledError:
+                if not held.lost:
+                    await asyncio.shield(self._give_back())
+                raise
+            finally:
+                self._workshop.shared.leases.drop(held)
+
+    async def _give_back(self) -> None:
+        await insist(lambda: self._workshop.transitions.release(self._held.run, self._held.told))
+        log.info("run_released")
+
+    async def _to_the_end(self) -> None:
+        while True:
+            steps = JournalledSteps(self._workshop.shared, self._held, await self._load())
+            try:
+                result = await self._advance(steps)
+            finally:
+                await steps.settled()
+            match result:
+                case Ending():
+                    return await self._finish(result)
+                case Parked():
+                    signals = await self._park(result)
+                    if signals is None:
+                        return None
+                    self._held.run = replace(self._held.run, signals=signals)
+                case _:
+                    assert_never(result)
+
+    async def _load(self) -> Loaded:
+        run = self._held.run
+        if run.epoch == 1 and run.steps == 0 and run.signals == 0:
+            return Loaded({}, {})
+        return await insist(lambda: self._workshop.shared.store.load(run.run_id))
+
+    async def _advance(self, steps: JournalledSteps) -> Ending | Parked:
+        run = self._held.run
+        workflow = self._workshop.workflows[run.workflow, run.version]
+        context = Context(steps, self._workshop.agents, self._workshop.runner)
+        try:
+            request = workflow.input_model.model_validate_json(run.input)
+            result = await workflow.function(context, request)
+            return self._ending_of(workflow, result)
+        except Parked as parked:
+            return parked
+        except LimitReached as error:
+            return incomplete("", error.code, str(error))
+        except RunFailed as error:
+            return failed(error)
+        except ValidationError:
+            log.exception("input_no_longer_valid")
+            return failed(Fatal("the stored input does not fit this version of the workflow"))
+        except Exception:
+            log.exception("workflow_raised")
+            return failed(Fatal("the workflow failed with an internal error"))
+
+    def _ending_of(self, workflow: AnyWorkflow, result: Any) -> Ending:
+        model = result.output if isinstance(result, Incomplete) else result
+        if not isinstance(model, BaseModel):
+            return failed(Fatal(f"workflow {workflow.name!r} returned no output model"))
+        output = model.model_dump_json()
+        limit = self._workshop.shared.bounds.output_bytes
+        if len(output.encode()) > limit:
+            return failed(Fatal(f"the output is larger than {limit} bytes"))
+        if isinstance(result, Incomplete):
+            return incomplete(output, result.code, result.message)
+        return Ending(Status.COMPLETED, Draft(event=RunCompleted()), output)
+
+    async def _finish(self, ending: Ending) -> None:
+        run = self._held.run
+        await insist(lambda: self._workshop.transitions.finish(run, self._held.told, ending))
+        metrics = self._workshop.metrics
+        before = (run.claimed_at - (run.started_at or run.claimed_at)) / 1000
+        metrics.run_ended(run.workflow, ending.status, before + clock.monotonic() - self._began)
+        log.info("run_ended", status=ending.status, workflow=run.workflow)
+
+    async def _park(self, parked: Parked) -> int | None:
+        kinds = {wait.kind for wait in parked.waits}
+        reason = "version" if "version" in kinds else "timer"
+        event = Draft(event=RunWaiting(wait_reason=reason))
+        held = self._held
+        return await insist(
+            lambda: self._workshop.shared.store.park(
+                held.run,
+                held.told,
+                status=Status.RUNNING,
+                reason=reason,
+                event=event,
+                waits=parked.waits,
+            )
+        )
+
+
+def failed(error: RunFailed) -> Ending:
+    """The ending of a run that failed, with what its caller may know."""
+    problem = RunError(code=error.code, message=str(error), retryable=error.retryable)
+    event = RunFailedEvent(code=error.code, message=str(error), retryable=error.retryable)
+    return Ending(Status.FAILED, Draft(event=event), error=problem.model_dump_json())
+
+
+def incomplete(output: str, code: RunCode, message: str) -> Ending:
+    """The ending of a run that a limit stopped."""
+    problem = RunError(code=code, message=message, retryable=False)
+    event = RunIncomplete(code=code, message=message)
+    return Ending(Status.INCOMPLETE, Draft(event=event), output, problem.model_dump_json())
+
+
+def owner_of(claimed: Claimed) -> str:
+    """A name for a slice in logs and tasks."""
+    return f"{claimed.run_id}:{claimed.epoch}"

@@ -1,0 +1,212 @@
+"""Steps that run once: recalled from the journal, or done, committed and returned."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from posthouse import clock
+from posthouse.engine.insist import insist
+from posthouse.engine.leases import Held, Leases
+from posthouse.engine.pusher import Pusher
+from posthouse.errors import Fatal, LimitReached, RunFailed
+from posthouse.events.types import Draft, MessageDelta
+from posthouse.journal.model import (
+    Done,
+    Outcome,
+    Parked,
+    Prompt,
+    Step,
+    StepError,
+    Wait,
+    checked_key,
+)
+from posthouse.journal.store import JournalStore, Loaded, Record, outcome_json
+
+T = TypeVar("T")
+
+FIRST_LOOK_MS = 60_000
+LAST_LOOK_MS = 3_600_000
+
+
+class Draining(BaseException):
+    """The worker stops: no further step begins here, the run is given back."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How much one run may do."""
+
+    steps: int = 10_000
+    events: int = 10_000
+    output_bytes: int = 1_048_576
+
+
+class DrainFlag:
+    """Says that this worker stops; raised once and for all."""
+
+    def __init__(self) -> None:
+        self.raised = False
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the steps of every run of a worker share."""
+
+    store: JournalStore
+    leases: Leases
+    pusher: Pusher
+    bounds: Bounds
+    drain: DrainFlag = field(default_factory=DrainFlag)
+
+
+class JournalledSteps:
+    """The steps of one slice of a run, under its fence."""
+
+    def __init__(self, shared: Shared, held: Held, loaded: Loaded) -> None:
+        self._shared = shared
+        self._held = held
+        self._outcomes = loaded.outcomes
+        self._starts = loaded.starts
+        self._asked: dict[str, float] = {}
+        self._used: set[str] = set()
+        self._open: set[str] = set()
+        self._writes: set[asyncio.Future[Any]] = set()
+        self._pinned: dict[str, Prompt] = {}
+
+    @property
+    def run_id(self) -> str:
+        """The run that these steps belong to."""
+        return self._held.run.run_id
+
+    async def run(self, step: Step[T]) -> T:
+        """The step's recorded value; or its work is done, committed and returned. Raises the recorded error."""
+        key = checked_key(step.key)
+        if key in self._used:
+            raise Fatal(f"step key {key!r} is used twice in this run")
+        self._used.add(key)
+        recorded = self._outcomes.get(key)
+        if recorded is not None:
+            return self._recalled(step, recorded)
+        await self._begin(step)
+        return await self._do(step)
+
+    def _recalled(self, step: Step[T], recorded: Outcome) -> T:
+        if recorded.digest != step.digest:
+            after = min(FIRST_LOOK_MS * 2 ** min(self._held.run.looks, 10), LAST_LOOK_MS)
+            raise Parked((Wait(step.key, "version", after),))
+        if recorded.error is not None:
+            raise RunFailed(recorded.error.message, code=recorded.error.code)
+        return step.result.validate_python(recorded.result)
+
+    async def _begin(self, step: Step[T]) -> None:
+        if self._shared.drain.raised:
+            raise Draining
+        bounds = self._shared.bounds
+        if len(self._outcomes) >= bounds.steps or self._held.told >= bounds.events:
+            raise LimitReached("the run reached its bound of steps or events")
+        if step.opening is not None and step.key not in self._open:
+            events = [step.opening.event]
+            if step.key in self._starts and step.opening.superseded is not None:
+                events.insert(0, step.opening.superseded)
+            await self._write(lambda: self._start(step.key, events))
+        await self._shared.leases.confirmed(self._held)
+
+    async def _do(self, step: Step[T]) -> T:
+        began = clock.monotonic()
+        try:
+            done = await step.work()
+        except RunFailed as error:
+            failure = StepError(code=error.code, message=str(error))
+            await self._record(step, began, Done(None), failure)
+            raise
+        await self._record(step, began, done, None)
+        return done.value
+
+    async def _record(
+        self, step: Step[Any], began: float, done: Done[Any], error: StepError | None
+    ) -> None:
+        result = None if error else step.result.dump_python(done.value, mode="json")
+        outcome = Outcome(
+            seq=0,
+            epoch=0,
+            time=0,
+            digest=step.digest,
+            agent=step.agent,
+            duration_ms=round((clock.monotonic() - began) * 1000),
+            result=result,
+            error=error,
+            usage=done.usage.spent(),
+        )
+        text, blob = outcome_json(outcome)
+        opens = tuple(opening.key for opening in done.opens)
+        events = (*done.events, *(opening.event for opening in done.opens))
+        record = Record(step.key, text, blob, done.usage, events, opens)
+        await self._write(lambda: self._commit(record))
+        self._outcomes[step.key] = outcome
+        self._open.update(opens)
+
+    async def _start(self, key: str, events: list[Draft]) -> None:
+        store, held = self._shared.store, self._held
+        seq, _ = await store.start(held.run, held.told, steps=[key], events=events)
+        held.tell(seq)
+
+    async def _commit(self, record: Record) -> None:
+        held = self._held
+        held.tell(await self._shared.store.commit(held.run, held.told, record))
+
+    async def _write(self, call: Callable[[], Awaitable[None]]) -> None:
+        # A cancelled call may or may not have landed, so a write outlives whoever waits for it.
+        write = asyncio.ensure_future(insist(call))
+        self._writes.add(write)
+        write.add_done_callback(self._writes.discard)
+        await asyncio.shield(write)
+
+    async def settled(self) -> None:
+        """Returns when no write is under way."""
+        if self._writes:
+            await asyncio.gather(*self._writes, return_exceptions=True)
+
+    async def pin(self, prompt: Prompt) -> Prompt:
+        """The prompt that this run's tree is pinned to: the one given, unless another was pinned first."""
+        if prompt.name not in self._pinned:
+            held = self._held
+            seq, [pinned] = await insist(
+                lambda: self._shared.store.start(held.run, held.told, pins=[prompt])
+            )
+            held.tell(seq)
+            self._pinned[prompt.name] = pinned
+        return self._pinned[prompt.name]
+
+    def push(self, delta: MessageDelta, *, agent: str, step: str) -> None:
+        """Sends a piece of text to whoever reads the run now; never waits, never fails."""
+        self._shared.pusher.push(self._held.run, delta, agent=agent, step=step)
+
+    def announce(self, draft: Draft) -> None:
+        """Logs an event that belongs to no commit; never waits, never fails."""
+        held = self._held
+        write = asyncio.ensure_future(self._shared.store.start(held.run, held.told, events=[draft]))
+        self._writes.add(write)
+        write.add_done_callback(self._announced)
+
+    def _announced(self, write: asyncio.Future[Any]) -> None:
+        self._writes.discard(write)
+        if not write.cancelled() and write.exception() is None:
+            self._held.tell(write.result()[0])
+
+    async def elapsed(self, key: str) -> float:
+        """Seconds since this was first asked, or since the first recorded step under `key` began before a restart."""
+        begun = [
+            outcome.time - outcome.duration_ms
+            for name, outcome in self._outcomes.items()
+            if name.startswith(f"{key}/") and outcome.time
+        ]
+        here = clock.monotonic() - self._asked.setdefault(key, clock.monotonic())
+        if not begun:
+            return here
+        return max(0.0, (self._held.run.claimed_at - min(begun)) / 1000) + here
+
+    def time_of(self, key: str) -> int | None:
+        """When the step was committed (ms by Redis' clock); None when this slice committed it."""
+        outcome = self._outcomes.get(key)
+        return outcome.time if outcome else None

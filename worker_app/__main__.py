@@ -1,0 +1,27 @@
+"""`python -m worker_app`: one worker process."""
+
+import sys
+
+from pydantic import ValidationError
+
+from posthouse.errors import ConfigurationError
+from posthouse.settings import Settings
+from worker_app.main import run
+
+
+def main() -> int:
+    """Exit code 0 after a clean stop, 2 when a setting is wrong."""
+    try:
+        run(Settings())
+    except ValidationError as error:
+        first = error.errors()[0]
+        print(f"setting {first['loc'][0]}: {first['msg']}", file=sys.stderr)  # noqa: T201
+        return 2
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

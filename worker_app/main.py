@@ -1,0 +1,168 @@
+"""Composition of a worker process, for `python -m worker_app` and for `arq worker_app.main.WorkerSettings`."""
+
+import asyncio
+import os
+import re
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
+
+from posthouse import ids
+from posthouse.agents import catalogue as agents
+from posthouse.agents.loop import AgentLoop
+from posthouse.engine.engine import Engine, Identity
+from posthouse.engine.leases import Leases
+from posthouse.engine.pusher import Pusher
+from posthouse.engine.slice import Workshop
+from posthouse.engine.steps import Bounds, Shared
+from posthouse.journal.store import JournalStore
+from posthouse.llm.providers.openai import OpenAIProvider, openai_provider
+from posthouse.llm.retry import RetryingProvider
+from posthouse.logs import configure_logs
+from posthouse.queue.worker import fleet_worker, stock_settings
+from posthouse.runs.transitions import Transitions
+from posthouse.settings import Settings
+from posthouse.storage.connect import connect
+from posthouse.telemetry import Metrics, MetricsServer
+from posthouse.tools import catalogue as tools
+from posthouse.tools.corpus import Corpus
+from posthouse.tools.fetch import WebReader
+from posthouse.tools.model import Resources
+from posthouse.tools.pages import Pages
+from posthouse.workflows import catalogue as workflows
+
+
+def new_identity() -> Identity:
+    """A name of this process that no other has, safe in keys and events."""
+    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:40] or "host"
+    return Identity(f"{host}-{os.getpid()}-{ids.new_token(3)}", host, os.getpid())
+
+
+@dataclass
+class Plant:
+    """Everything that one worker process holds, and how it lets go of it."""
+
+    engine: Engine
+    redis: Redis
+    provider: OpenAIProvider
+    web: WebReader
+    corpus: Corpus
+    metrics: MetricsServer | None
+
+    async def close(self) -> None:
+        """Closes every connection and port."""
+        await self.provider.aclose()
+        await self.web.aclose()
+        self.corpus.close()
+        if self.metrics is not None:
+            self.metrics.close()
+        await self.redis.aclose()
+
+
+def build(settings: Settings, identity: Identity) -> Plant:
+    """The engine of this process and what it works with. Raises ConfigurationError."""
+    metrics = Metrics(CollectorRegistry())
+    redis = connect(settings.redis_url, max_connections=64, socket_timeout=5.0)
+    corpus, web = Corpus(settings.corpus), WebReader()
+    key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
+    provider = openai_provider(api_key=key, base_url=settings.openai_base_url)
+    toolbox, crew = tools.library(), agents.library()
+    agents.check_tools(crew, toolbox)
+    loop = AgentLoop(
+        RetryingProvider(provider),
+        toolbox,
+        Resources(search=corpus, pages=Pages(corpus, web)),
+        metrics,
+        model=settings.openai_model,
+        max_iterations=settings.max_agent_iterations,
+        timeout_seconds=settings.agent_timeout_seconds,
+    )
+    transitions = Transitions(redis)
+    bounds = Bounds(settings.max_run_steps, settings.max_run_events, settings.max_output_bytes)
+    leases = Leases(transitions, identity.worker_id, settings.lease_seconds)
+    shared = Shared(JournalStore(redis), leases, Pusher(redis), bounds)
+    known = {(flow.name, flow.version): flow for flow in workflows.library().values()}
+    workshop = Workshop(transitions, shared, known, crew, loop, metrics)
+    engine = Engine(workshop, identity, settings.worker_slots)
+    served = metrics.serve(settings.metrics_port, settings.host) if settings.metrics_port else None
+    return Plant(engine, redis, provider, web, corpus, served)
+
+
+def _log_to_stderr(settings: Settings, identity: Identity) -> None:
+    key = settings.openai_api_key
+    secrets = [key.get_secret_value()] if key else []
+    configure_logs(settings.log_level, process=identity.worker_id, secrets=secrets)
+
+
+async def work(settings: Settings) -> None:
+    """Runs a worker until a signal says to stop; every run that it holds is given back."""
+    identity = new_identity()
+    _log_to_stderr(settings, identity)
+    plant = build(settings, identity)
+    wake = connect(settings.redis_url, max_connections=2, socket_timeout=30.0)
+
+    async def execute_run(_: dict[Any, Any], run_id: str, dispatch: int) -> None:
+        await plant.engine.deliver(run_id, dispatch)
+
+    worker = fleet_worker(
+        plant.engine,
+        wake,
+        execute_run,
+        slots=settings.worker_slots,
+        drain_seconds=settings.drain_seconds,
+    )
+    plant.engine.start()
+    try:
+        await worker.main()
+    finally:
+        await worker.close()
+        await plant.close()
+
+
+def stock_worker_settings(settings: Settings) -> type:
+    """The class that the stock `arq` command reads; correct, but it polls and does not reconnect."""
+    identity = new_identity()
+
+    async def execute_run(context: dict[Any, Any], run_id: str, dispatch: int) -> None:
+        """The one arq function: only ids travel, the record is the truth."""
+        await context["plant"].engine.deliver(run_id, dispatch)
+
+    async def on_startup(context: dict[Any, Any]) -> None:
+        _log_to_stderr(settings, identity)
+        context["plant"] = build(settings, identity)
+        context["plant"].engine.start()
+
+    async def on_shutdown(context: dict[Any, Any]) -> None:
+        await context["plant"].engine.drain(0)
+        await context["plant"].close()
+
+    options = stock_settings(
+        settings.redis_url, execute_run, slots=settings.worker_slots, worker_id=identity.worker_id
+    )
+    return type(
+        "WorkerSettings", (), {**options, "on_startup": on_startup, "on_shutdown": on_shutdown}
+    )
+
+
+def __getattr__(name: str) -> Any:
+    # arq asks for this attribute; nothing is built before it does.
+    if name == "WorkerSettings":
+        return stock_worker_settings(Settings())
+    raise AttributeError(name)
+
+
+def run(settings: Settings) -> None:
+    """Runs `work` on uvloop where there is one."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(work(settings))
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
