@@ -1,0 +1,191 @@
+"""The stack of one machine: which processes run for these settings, and where they are found."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from posthouse.embedded.lock import data_folder
+from posthouse.embedded.logfile import Echo, LogFile
+from posthouse.embedded.ports import free_ports, obstacle
+from posthouse.embedded.probes import answers_http
+from posthouse.embedded.process import Process, Say
+from posthouse.embedded.supervisor import Supervisor
+from posthouse.embedded.valkey import EmbeddedValkey, find_server
+from posthouse.errors import ConfigurationError
+from posthouse.settings import Settings
+
+LOCAL = "127.0.0.1"
+STAND_IN = "stand-in"
+
+# What a worker may need beyond its drain: the last commit and the way out.
+_DRAIN_GRACE_SECONDS = 5.0
+_WORKER_START_SECONDS = 15.0
+_ANYWHERE = {"0.0.0.0": LOCAL, "::": "::1"}
+_DOCUMENTS = frozenset({".md", ".txt", ".html"})
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What runs and where; `redis` and `model` are words for a person, without secrets."""
+
+    processes: tuple[Process, ...]
+    api_url: str
+    redis: str
+    model: str
+    stand_in: bool
+    corpus: Path
+    data_dir: Path
+    log: Path
+    metrics_urls: tuple[str, ...]
+
+
+def lay_out(settings: Settings, *, any_port: bool = False) -> Layout:
+    """Decides what has to run. Raises ConfigurationError when a setting cannot be followed.
+
+    With `any_port` a port that is taken is replaced by a free one.
+    """
+    host = _ANYWHERE.get(settings.host, settings.host)
+    port = _api_port(settings, any_port)
+    data_dir = settings.data_dir.resolve()
+    corpus = _corpus(settings)
+    redis_port, model_port, *worker_ports = free_ports(2 + settings.workers)
+    stores, redis_env, redis = _redis(settings, data_dir, redis_port)
+    models, model_env, model = _model(settings, model_port)
+    shared = _shared_env(corpus, data_dir) | redis_env
+    api = Process(
+        name="api",
+        argv=_module("api_app"),
+        env=shared | {"POSTHOUSE_HOST": settings.host, "POSTHOUSE_PORT": str(port)},
+        ready=answers_http(host, port, "/health/ready"),
+        stage=1,
+    )
+    if settings.metrics_port:
+        worker_ports = list(range(settings.metrics_port, settings.metrics_port + settings.workers))
+    workers = [
+        _worker(settings, number, port, shared | model_env)
+        for number, port in enumerate(worker_ports, start=1)
+    ]
+    api_url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return Layout(
+        processes=(*stores, *models, api, *workers),
+        api_url=api_url,
+        redis=redis,
+        model=model,
+        stand_in=bool(models),
+        corpus=corpus,
+        data_dir=data_dir,
+        log=data_dir / "posthouse.log",
+        metrics_urls=(
+            f"{api_url}/metrics",
+            *(f"http://{LOCAL}:{port}/metrics" for port in worker_ports),
+        ),
+    )
+
+
+def _api_port(settings: Settings, any_port: bool) -> int:
+    reason = obstacle(settings.host, settings.port)
+    if reason is None:
+        return settings.port
+    if any_port and obstacle(settings.host, 0) is None:
+        return free_ports(1, settings.host)[0]
+    raise ConfigurationError(
+        f"cannot listen on {settings.host}:{settings.port}: {reason}; "
+        "set POSTHOUSE_PORT (or POSTHOUSE_HOST) to another"
+    )
+
+
+def _corpus(settings: Settings) -> Path:
+    """The folder to search: the one that was set, else the project's own docs."""
+    candidates = [settings.corpus]
+    if "corpus" not in settings.model_fields_set:
+        candidates.append(Path(__file__).resolve().parents[3] / "docs")
+    for folder in candidates:
+        if folder.is_dir() and _has_documents(folder):
+            return folder.resolve()
+    raise ConfigurationError(
+        f"POSTHOUSE_CORPUS: no Markdown, text or HTML files in {settings.corpus}; "
+        "set it to a folder that has some"
+    )
+
+
+def _has_documents(folder: Path) -> bool:
+    return any(path.suffix.lower() in _DOCUMENTS for path in folder.rglob("*"))
+
+
+def _redis(
+    settings: Settings, data_dir: Path, port: int
+) -> tuple[tuple[Process, ...], dict[str, str], str]:
+    if "redis_url" in settings.model_fields_set and settings.redis_url:
+        return (), {"REDIS_URL": settings.redis_url}, _without_secrets(settings.redis_url)
+    valkey = EmbeddedValkey(find_server(), data_dir / "valkey", port)
+    return (valkey.process(),), {"REDIS_URL": valkey.url}, f"{valkey.url} (embedded)"
+
+
+def _without_secrets(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+
+
+def _model(settings: Settings, port: int) -> tuple[tuple[Process, ...], dict[str, str], str]:
+    key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else ""
+    if key or settings.openai_base_url:
+        where = _without_secrets(settings.openai_base_url or "")
+        return (), {}, f"{settings.openai_model} at {where}" if where else settings.openai_model
+    process = Process(
+        name=STAND_IN,
+        argv=_module("posthouse.embedded.standin", "--host", LOCAL, "--port", str(port)),
+        env=_unproxied(),
+        ready=answers_http(LOCAL, port, "/v1/models"),
+    )
+    env = {
+        "OPENAI_BASE_URL": f"http://{LOCAL}:{port}/v1",
+        "OPENAI_API_KEY": STAND_IN,
+        "OPENAI_MODEL": STAND_IN,
+    }
+    return (process,), env, "the stand-in model, which is not a language model"
+
+
+def _worker(settings: Settings, number: int, port: int, env: dict[str, str]) -> Process:
+    return Process(
+        name=f"worker-{number}",
+        argv=_module("worker_app"),
+        env=env | {"POSTHOUSE_METRICS_PORT": str(port)},
+        ready=answers_http(LOCAL, port, "/metrics"),
+        stage=1,
+        start_seconds=_WORKER_START_SECONDS,
+        stop_seconds=settings.drain_seconds + _DRAIN_GRACE_SECONDS,
+        required=False,
+    )
+
+
+def _module(name: str, *options: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", name, *options)
+
+
+def _shared_env(corpus: Path, data_dir: Path) -> dict[str, str]:
+    return _unproxied() | {
+        "POSTHOUSE_CORPUS": str(corpus),
+        "POSTHOUSE_DATA_DIR": str(data_dir),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _unproxied() -> dict[str, str]:
+    """No proxy stands between two processes of one machine, whatever the environment says."""
+    known = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
+    names = ",".join(filter(None, (known, LOCAL, "localhost")))
+    return {"NO_PROXY": names, "no_proxy": names}
+
+
+@contextlib.contextmanager
+def opened(layout: Layout, say: Say, echo: Echo | None = None) -> Iterator[Supervisor]:
+    """The stack's supervisor, with its data folder locked; nothing runs until it is started.
+
+    Raises ConfigurationError when the folder cannot be used or another stack uses it.
+    """
+    with data_folder(layout.data_dir) as lock, LogFile(layout.log, echo) as log:
+        yield Supervisor(layout.processes, log, say, keep_open=(lock,))

@@ -1,0 +1,138 @@
+"""`posthouse demo` and `posthouse up` as a new user runs them, and nothing is left behind."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from posthouse.embedded.ports import free_ports
+
+pytestmark = [
+    pytest.mark.timeout(150),
+    pytest.mark.skipif(sys.platform != "linux", reason="finds processes through /proc"),
+]
+
+LIMIT_SECONDS = 120.0
+
+PAGES = {
+    "leases.md": """# Leases
+        A worker holds a run by a lease of a few seconds and renews it with a heartbeat. When the
+        worker dies, the lease ends, and another worker takes the run on from its last step.""",
+    "journal.md": """# The journal
+        Each completed step of a run is in the journal. A worker that takes a run on after a death
+        reads the journal, so that no completed step of the dead worker is executed again.""",
+    "fence.md": """# The fence
+        Every claim of a run raises its epoch. A write of a worker with an old epoch is refused,
+        so a worker that was only thought to be dead cannot harm the run.""",
+}
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for name, text in PAGES.items():
+        (corpus / name).write_text("\n".join(line.strip() for line in text.splitlines()))
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "POSTHOUSE_CORPUS": str(corpus),
+        "POSTHOUSE_DATA_DIR": str(tmp_path / "data"),
+        "POSTHOUSE_PORT": str(free_ports(1)[0]),
+    }
+
+
+def processes_of(environment: dict[str, str]) -> list[str]:
+    """Command lines of all processes that work in the data folder of this test."""
+    mark = environment["POSTHOUSE_DATA_DIR"]
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            # Valkey writes its title over its environment, but it works in its folder.
+            marks = (entry / "environ").read_bytes(), os.fsencode((entry / "cwd").readlink())
+            if any(mark.encode() in text for text in marks):
+                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return found
+
+
+@asynccontextmanager
+async def command(
+    environment: dict[str, str], *words: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "posthouse.cli.main", *words),
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        async with asyncio.timeout(LIMIT_SECONDS):
+            yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def read_until(stream: asyncio.StreamReader | None, words: str) -> str:
+    assert stream is not None
+    lines = []
+    async for line in stream:
+        lines.append(line.decode())
+        if words in lines[-1]:
+            return "".join(lines)
+    pytest.fail(f"it ended without {words!r}:\n" + "".join(lines))
+
+
+async def test_demo_shows_events_and_a_report_with_its_sources(environment: dict[str, str]) -> None:
+    async with command(environment, "demo") as process:
+        output, _ = await process.communicate()
+    text = output.decode()
+    assert process.returncode == 0, text
+    assert re.search(r"first event after \d+ ms", text), text
+    assert "run.completed" not in text
+    assert re.search(r"^  completed in ", text, re.MULTILINE), text
+    report, _, read = text.partition("What was read")
+    sources = set(re.findall(r"\S+\.md\b", read))
+    assert len(sources) >= 2, text
+    assert sum(source in report.partition("\n  Report")[2] for source in sources) >= 2, text
+    assert "not a language model" in text
+    assert processes_of(environment) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_up_stays_until_it_is_told_to_stop(
+    environment: dict[str, str], number: signal.Signals
+) -> None:
+    async with command(environment, "up") as process:
+        text = await read_until(process.stdout, "Ctrl-C stops everything")
+        url = f"http://127.0.0.1:{environment['POSTHOUSE_PORT']}"
+        assert f"{url}/api/v1/workflows/research" in text
+        async with httpx.AsyncClient(trust_env=False) as http:
+            assert (await http.get(f"{url}/health/ready")).status_code == 200
+        assert len(processes_of(environment)) >= 7
+        process.send_signal(number)
+        assert await process.wait() == 0
+    assert processes_of(environment) == []
+
+
+async def test_two_signals_end_it_at_once(environment: dict[str, str]) -> None:
+    async with command(environment, "up") as process:
+        await read_until(process.stdout, "Ctrl-C stops everything")
+        process.send_signal(signal.SIGINT)
+        await read_until(process.stdout, "stopping")
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGINT)
+        assert await process.wait() == 0
+    assert processes_of(environment) == []
