@@ -65,6 +65,10 @@ class Metrics:
             registry=registry,
         )
 
+    def run_accepted(self) -> None:
+        """Counts a run that is now pending."""
+        self._statuses.labels("pending").inc()
+
     def run_ended(self, workflow_type: str, status: str, seconds: float) -> None:
         """A run reached a terminal status, so long after its start."""
         self._run_seconds.labels(workflow_type).observe(seconds)

@@ -1,0 +1,1 @@
+"""The HTTP front end: validates, writes Redis state, enqueues, pushes events."""

@@ -1,0 +1,36 @@
+"""`python -m api_app` serves until SIGTERM or SIGINT; wrong settings end it with code 2."""
+
+import signal
+import sys
+
+from pydantic import ValidationError
+
+from api_app.main import create_app
+from api_app.server import make_server
+from posthouse.errors import ConfigurationError
+from posthouse.logs import configure_logs
+from posthouse.settings import Settings
+
+
+def main() -> int:
+    """The exit code."""
+    try:
+        settings = Settings()
+        configure_logs(settings.log_level, process="api")
+        app = create_app(settings)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        print(f"api_app: {wrong}", file=sys.stderr)  # noqa: T201 - logs are not set up
+        return 2
+    except ConfigurationError as error:
+        print(f"api_app: {error}", file=sys.stderr)  # noqa: T201 - a person is looking
+        return 2
+    # uvicorn raises the signal again when it has stopped; that is a clean end.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    make_server(app, settings.host, settings.port).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

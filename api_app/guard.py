@@ -1,0 +1,167 @@
+"""What stands before every route: request ids, headers, and a look at each body."""
+
+import asyncio
+import re
+
+import orjson
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api_app.problems import problem, request_id
+from posthouse.errors import InvalidRequest, PayloadTooLarge, RequestCode, RequestError
+from posthouse.ids import new_token
+
+MAX_DEPTH = 64
+BODY_SECONDS = 15.0
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+_LONG_NUMBER = re.compile(rb"(?<![\d.])(-?\d{19,})(?![\d.eE])")
+_BRACKETS = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+_log = structlog.get_logger(__name__)
+
+
+class Edge:
+    """Gives every request an id and every answer its headers; what nobody caught is a 500 here."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        known = given if _REQUEST_ID.fullmatch(given) else new_token()
+        scope.setdefault("state", {})["request_id"] = known
+        started = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = known
+                headers["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except Exception:
+            _log.exception("request_failed", path=scope["path"], request_id=request_id(scope))
+            if started:
+                raise
+            detail = "an unexpected error; the log has it under this request id"
+            answer = problem(scope, RequestCode.INTERNAL, detail)
+            await answer(scope, receive, send_with_headers)
+
+
+class BodyGuard:
+    """Lets a body pass only when it is JSON of a sane size and shape. `limit` is in bytes."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        if "content-length" not in headers and "transfer-encoding" not in headers:
+            await self._app(scope, receive, send)
+            return
+        try:
+            body = await self._checked(scope, headers, receive)
+        except RequestError as error:
+            answer = problem(scope, error.code, str(error), errors=error.errors)
+            await answer(scope, receive, send)
+            return
+        except UnsupportedMediaType as error:
+            answer = problem(scope, RequestCode.INVALID_REQUEST, str(error), status=415)
+            await answer(scope, receive, send)
+            return
+        handed_over = False
+
+        async def receive_again() -> Message:
+            nonlocal handed_over
+            if handed_over:
+                return await receive()
+            handed_over = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._app(scope, receive_again, send)
+
+    async def _checked(self, scope: Scope, headers: Headers, receive: Receive) -> bytes:
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length[:20]) > self._limit:
+            raise _too_large(self._limit)
+        body = await self._read(receive)
+        if body:
+            _check_media_type(headers)
+            check_json(body)
+            MutableHeaders(scope=scope)["content-type"] = "application/json"
+        return body
+
+    async def _read(self, receive: Receive) -> bytes:
+        body = bytearray()
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                more = True
+                while more:
+                    message = await receive()
+                    body += message.get("body", b"")
+                    more = message.get("more_body", False)
+                    if len(body) > self._limit:
+                        raise _too_large(self._limit)
+        except TimeoutError:
+            raise InvalidRequest("the body did not arrive in time") from None
+        return bytes(body)
+
+
+class UnsupportedMediaType(Exception):
+    """The body is something else than JSON."""
+
+
+def _check_media_type(headers: Headers) -> None:
+    """JSON; or what curl says by itself, but not from a page, whose browser asked nobody."""
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json" or kind.endswith("+json"):
+        return
+    if kind in ("", "application/x-www-form-urlencoded") and "origin" not in headers:
+        return
+    raise UnsupportedMediaType("the body must be JSON: send Content-Type: application/json")
+
+
+def _too_large(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"the body is above {limit} bytes")
+
+
+def check_json(body: bytes) -> None:
+    """Raises InvalidRequest, which says where, unless every reader takes the JSON alike."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise _no_json(
+            f"the body is not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
+        ) from None
+    bare = _STRING.sub(b"0", body)
+    _check_depth(bare)
+    for number in _LONG_NUMBER.finditer(bare):
+        if not -(2**63) <= int(number[1]) < 2**64:
+            raise _no_json("the body has an integer of more than 64 bits; send it as a string")
+    # Both texts have one colon for each key, so a key that vanished was there twice.
+    if bare.count(b":") != _STRING.sub(b"0", orjson.dumps(value)).count(b":"):
+        raise _no_json("an object in the body has the same key twice")
+
+
+def _check_depth(bare: bytes) -> None:
+    brackets = bare.translate(_BRACKETS, _NO_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace(b"[]", b"")
+    if brackets:
+        raise _no_json(f"the body is nested deeper than {MAX_DEPTH} levels")
+
+
+def _no_json(message: str) -> InvalidRequest:
+    return InvalidRequest(message, errors=({"location": "body", "message": message},))

@@ -1,0 +1,104 @@
+"""The API's composition root: settings in, application out."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
+
+from api_app.document import add_problem_document
+from api_app.guard import BodyGuard, Edge
+from api_app.problems import add_problem_handlers
+from api_app.routes import health, runs, streams, tutorial, workflows
+from api_app.service import Service
+from posthouse.control.journal import Journal
+from posthouse.control.submission import Submissions
+from posthouse.events.hub import Hub
+from posthouse.events.log import EventLog
+from posthouse.runs.records import Records
+from posthouse.runs.transitions import Transitions
+from posthouse.settings import Settings
+from posthouse.storage.connect import connect
+from posthouse.telemetry import Metrics
+from posthouse.workflows.catalogue import library
+from posthouse.workflows.definition import Workflow
+
+REQUEST_TIMEOUT_SECONDS = 0.8
+WRITE_SECONDS = 30.0
+
+
+def create_default_app() -> FastAPI:
+    """The application by the environment: `uvicorn --factory api_app.main:create_default_app`."""
+    return create_app(Settings())
+
+
+def create_app(settings: Settings, *, write_seconds: float = WRITE_SECONDS) -> FastAPI:
+    """The application with the workflows that are installed. Raises ConfigurationError."""
+    return build_app(settings, library(), write_seconds=write_seconds)
+
+
+def build_app(
+    settings: Settings,
+    definitions: Mapping[str, Workflow[Any, Any]],
+    *,
+    write_seconds: float = WRITE_SECONDS,
+) -> FastAPI:
+    """The application with these workflows. Raises ConfigurationError."""
+    requests = connect(
+        settings.redis_url,
+        max_connections=64,
+        socket_timeout=REQUEST_TIMEOUT_SECONDS,
+        connect_timeout=REQUEST_TIMEOUT_SECONDS,
+    )
+    pushed = connect(settings.redis_url)
+    hub = Hub(pushed, keep_alive_seconds=settings.keep_alive_seconds)
+    service = _service(settings, requests, hub, definitions, write_seconds)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with requests, pushed, hub:
+            yield
+
+    app = FastAPI(
+        title="posthouse",
+        summary="Agent workflows that take seconds to days",
+        version="1",
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    app.add_middleware(BodyGuard, limit=settings.max_body_bytes)
+    app.add_middleware(Edge)
+    add_problem_handlers(app)
+    for room in (streams, runs, tutorial, workflows):
+        app.include_router(room.router, prefix="/api/v1")
+    app.include_router(health.router)
+    add_problem_document(app)
+    return app
+
+
+def _service(
+    settings: Settings,
+    redis: Redis,
+    hub: Hub,
+    definitions: Mapping[str, Workflow[Any, Any]],
+    write_seconds: float,
+) -> Service:
+    transitions = Transitions(redis)
+    return Service(
+        redis=redis,
+        hub=hub,
+        log=EventLog(redis),
+        records=Records(redis),
+        journal=Journal(redis),
+        transitions=transitions,
+        submissions=Submissions(
+            transitions, definitions, ttl_seconds=settings.workflow_ttl_seconds
+        ),
+        workflows=definitions,
+        metrics=Metrics(CollectorRegistry()),
+        keep_alive_seconds=settings.keep_alive_seconds,
+        write_seconds=write_seconds,
+    )

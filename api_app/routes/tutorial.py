@@ -1,0 +1,56 @@
+"""The tutorial's routes, with its field names; everything behind them is the same as for /runs."""
+
+from fastapi import APIRouter, Response
+
+from api_app.routes.runs import IdempotencyKey, accepted_response, checked_key, submit
+from api_app.routes.streams import After, LastEventId, progress_stream, starting_point
+from api_app.schemas import ResearchRequest, tutorial_view
+from api_app.service import TENANT, Service, Serving, json_response, promptly
+from posthouse.control.submission import Submission
+
+router = APIRouter(prefix="/workflows", tags=["tutorial"])
+
+
+@router.post("/research", status_code=202, summary="Start a research run")
+async def post_research(
+    service: Serving, wanted: ResearchRequest, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Answers 202 when the run is in Redis."""
+    accepted = await submit(
+        service,
+        Submission(
+            route="POST /api/v1/workflows/research",
+            tenant=TENANT,
+            workflow="research",
+            input=wanted.model_dump(),
+            key=checked_key(idempotency_key),
+        ),
+    )
+    body = {"workflow_id": accepted.run_id, "status": "pending"}
+    return accepted_response(accepted, f"/api/v1/workflows/{accepted.run_id}", body)
+
+
+@router.get(
+    "/{workflow_id}/stream",
+    summary="Follow a run's progress (SSE)",
+    responses={
+        200: {"content": {"text/event-stream": {}}, "description": "Progress, until the run ends."},
+        204: {"description": "The run has ended and everything was received."},
+    },
+)
+async def stream_progress(
+    service: Serving,
+    workflow_id: str,
+    after: After = None,
+    last_event_id: LastEventId = None,
+) -> Response:
+    """A message whenever the progress changes; the last one has the output or the error."""
+    return await progress_stream(service, workflow_id, starting_point(last_event_id, after))
+
+
+async def show(service: Service, workflow_id: str) -> Response:
+    """A run with the tutorial's field names."""
+    async with promptly():
+        record = await service.records.get(workflow_id, TENANT)
+        steps = await service.journal.steps(workflow_id)
+    return json_response(tutorial_view(record, steps))

@@ -1,0 +1,122 @@
+"""Taking in a run: its input is validated here, and it is in Redis when the answer is given."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import structlog
+from pydantic import BaseModel, ValidationError
+
+from posthouse.clock import monotonic
+from posthouse.errors import InvalidRequest, StorageUnavailable
+from posthouse.events.types import Draft, RunCreated
+from posthouse.ids import new_run_id
+from posthouse.logs import bind_run
+from posthouse.runs.transitions import Acceptance, Accepted, Transitions
+from posthouse.workflows.definition import Workflow
+
+REPEAT_WITHIN_SECONDS = 0.25
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a caller asks for. `input` is plain JSON, `route` and `key` say when two are the same.
+
+    `location` is where the input stands in the caller's request, for error messages.
+    """
+
+    route: str
+    tenant: str
+    workflow: str
+    input: Any
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    key: str = ""
+    location: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same request, whatever the order of its fields; `` without a key."""
+        if not self.key:
+            return ""
+        body = (self.route, self.workflow, self.input, dict(self.metadata))
+        return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+class Submissions:
+    """Accepts runs of the given workflows; a run is kept `ttl_seconds` after its end."""
+
+    def __init__(
+        self,
+        transitions: Transitions,
+        workflows: Mapping[str, Workflow[Any, Any]],
+        *,
+        ttl_seconds: int,
+    ) -> None:
+        self._transitions = transitions
+        self._workflows = workflows
+        self._ttl_ms = ttl_seconds * 1000
+
+    async def submit(self, submission: Submission) -> Accepted:
+        """The accepted run, or the one that the same key made before.
+
+        Raises InvalidRequest, IdempotencyMismatch, StorageUnavailable.
+        """
+        definition = self._definition(submission.workflow)
+        value = _validated(definition.input_model, submission)
+        created = RunCreated(workflow=definition.name, version=definition.version)
+        accepted = await self._accept(
+            Acceptance(
+                run_id=new_run_id(),
+                tenant=submission.tenant,
+                workflow=definition.name,
+                version=definition.version,
+                input=value.model_dump_json(),
+                metadata=orjson.dumps(dict(submission.metadata)).decode(),
+                created=Draft(event=created),
+                ttl_ms=self._ttl_ms,
+                idempotency_key=submission.key,
+                fingerprint=submission.fingerprint,
+            )
+        )
+        with bind_run(accepted.run_id):
+            _log.info("run_accepted", workflow=definition.name, replayed=accepted.replayed)
+        return accepted
+
+    def _definition(self, name: str) -> Workflow[Any, Any]:
+        definition = self._workflows.get(name)
+        if definition is None:
+            known = ", ".join(sorted(self._workflows)) or "none"
+            message = f"there is no workflow {name[:64]!r}; there are: {known}"
+            raise InvalidRequest(message, errors=({"location": "workflow", "message": message},))
+        return definition
+
+    async def _accept(self, run: Acceptance) -> Accepted:
+        """Repeated once after a quick failure: with the same id it cannot become two runs."""
+        began = monotonic()
+        try:
+            return await self._transitions.accept(run)
+        except StorageUnavailable:
+            if monotonic() - began > REPEAT_WITHIN_SECONDS:
+                raise
+            return await self._transitions.accept(run)
+
+
+def _validated(model: type[BaseModel], submission: Submission) -> BaseModel:
+    try:
+        return model.model_validate_json(orjson.dumps(submission.input))
+    except ValidationError as error:
+        errors = tuple(
+            {
+                "location": ".".join((*submission.location, *map(str, found["loc"]))) or "input",
+                "message": found["msg"],
+            }
+            for found in error.errors(include_url=False, include_context=False, include_input=False)
+        )
+        first = f"{errors[0]['location']}: {errors[0]['message']}"
+        raise InvalidRequest(
+            f"the input does not fit the workflow {submission.workflow!r}: {first}", errors=errors
+        ) from None
