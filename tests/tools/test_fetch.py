@@ -88,6 +88,7 @@ async def test_a_page_is_read(site: Any, reader: WebReader) -> None:
     assert request[1]["accept-encoding"] == "gzip, deflate"
 
 
+@pytest.mark.guarantee("G12")
 @pytest.mark.parametrize("spelling", SPELLINGS)
 async def test_no_spelling_of_this_machine_is_connected_to(spelling: str, site: Any) -> None:
     async with _reader(site) as reader:
@@ -103,6 +104,7 @@ async def test_the_canary_would_have_heard_them(site: Any, reader: WebReader) ->
     assert site.connections == 1
 
 
+@pytest.mark.guarantee("G12")
 @pytest.mark.parametrize("spelling", ["127.0.0.1", "localhost", "127.1", "2130706433", "[::1]"])
 async def test_a_redirect_is_checked_like_the_first_address(spelling: str, site: Any) -> None:
     canary, door = site, type(site)()
@@ -133,6 +135,7 @@ async def test_a_name_is_looked_up_once_and_what_was_checked_is_connected_to(sit
     assert site.connections == 0
 
 
+@pytest.mark.guarantee("G12")
 async def test_the_connection_itself_is_checked_too(site: Any) -> None:
     looks: list[Ip] = []
 

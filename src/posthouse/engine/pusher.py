@@ -21,6 +21,9 @@ class Pusher:
         self._redis = redis
         self._waiting: list[tuple[str, str]] = []
         self._filled = asyncio.Event()
+        # One event a batch: the one that is being collected, and the one that is on its way.
+        self._collected, self._sending = asyncio.Event(), asyncio.Event()
+        self._sending.set()
 
     def push(self, run: Claimed, delta: MessageDelta, *, agent: str, step: str) -> None:
         """Takes a delta; what is beyond the backlog is dropped."""
@@ -33,17 +36,27 @@ class Pusher:
         self._waiting.append((keys.events(run.run_id), envelope))
         self._filled.set()
 
+    async def sent(self) -> None:
+        """Returns when everything that was taken so far has left, or was dropped."""
+        await (self._collected if self._waiting else self._sending).wait()
+
     async def run(self) -> None:
         """Sends what was taken, for ever."""
         while True:
             await self._filled.wait()
             self._filled.clear()
             batch, self._waiting = self._waiting, []
+            self._sending, self._collected = self._collected, asyncio.Event()
             try:
-                with available():
-                    pipe = self._redis.pipeline(transaction=False)
-                    for channel, envelope in batch:
-                        pipe.publish(channel, envelope)
-                    await pipe.execute()
+                await self._publish(batch)
             except StorageUnavailable:
                 continue
+            finally:
+                self._sending.set()
+
+    async def _publish(self, batch: list[tuple[str, str]]) -> None:
+        with available():
+            pipe = self._redis.pipeline(transaction=False)
+            for channel, envelope in batch:
+                pipe.publish(channel, envelope)
+            await pipe.execute()

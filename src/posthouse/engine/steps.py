@@ -141,6 +141,8 @@ class JournalledSteps:
         text, blob = outcome_json(outcome)
         opens = tuple(opening.key for opening in done.opens)
         events = (*done.events, *(opening.event for opening in done.opens))
+        # No piece of a text may come after the event that says that it is whole.
+        await self._shared.pusher.sent()
         record = Record(step.key, text, blob, done.usage, events, opens)
         await self._write(lambda: self._commit(record))
         self._outcomes[step.key] = outcome

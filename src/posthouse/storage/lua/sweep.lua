@@ -2,7 +2,7 @@
 -- -> lapsed, woken, queued again, purged, broken, left (1: there is more)
 local lease, may_end, limit = take_number(), take() == '1', take_number()
 local readable = take_rows(2)
-local lapsed, woken, queued, purged, broken = 0, 0, 0, 0, 0
+local lapsed, woken, queued, purged, broken, left = 0, 0, 0, 0, 0, 0
 
 -- Nobody swept for a while: Redis stood still or everybody slept, so owners get one lease to beat.
 local state = redis.call('HMGET', KEY.sweep, 'last', 'quiet_until')
@@ -92,8 +92,10 @@ local function look_at(id)
   elseif run.claim ~= '' then
     if run.lease > now then
       redis.call('ZADD', KEY.due, int(run.lease), id)
-    elseif not may_end or quiet > now then
-      redis.call('ZADD', KEY.due, int(math.max(quiet, now + lease / 4)), id)
+    elseif quiet > now then
+      redis.call('ZADD', KEY.due, int(quiet), id)
+    elseif not may_end then
+      left = left + 1
     else
       if run.begun ~= '' then redis.call('HINCRBY', KEY.run(id), 'crashes', 1) end
       dispossess(run, 'crash')
@@ -122,4 +124,4 @@ for _, row in ipairs(readable) do
     wake()
   end
 end
-return { lapsed, woken, queued, purged, broken, #ids == limit and 1 or 0 }
+return { lapsed, woken, queued, purged, broken, #ids == limit and left < limit and 1 or 0 }
