@@ -16,6 +16,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+
 from posthouse.errors import OwnershipLost
 from posthouse.events.types import Draft, MessageCompleted, RunCompleted, RunCreated, RunWaiting
 from posthouse.ids import new_run_id, new_token
