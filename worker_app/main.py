@@ -22,7 +22,7 @@ from posthouse.journal.store import JournalStore
 from posthouse.llm.providers.openai import OpenAIProvider, openai_provider
 from posthouse.llm.retry import RetryingProvider
 from posthouse.logs import configure_logs
-from posthouse.queue.worker import fleet_worker, stock_settings
+from posthouse.queue.worker import NET_SECONDS, fleet_worker, stock_settings
 from posthouse.runs.transitions import Transitions
 from posthouse.settings import Settings
 from posthouse.storage.connect import connect
@@ -65,7 +65,9 @@ class Plant:
 def build(settings: Settings, identity: Identity) -> Plant:
     """The engine of this process and what it works with. Raises ConfigurationError."""
     metrics = Metrics(CollectorRegistry())
-    redis = connect(settings.redis_url, max_connections=64, socket_timeout=5.0)
+    # One silent connection must not cost a lease: three tries fit into one.
+    patience = min(5.0, settings.lease_seconds / 3)
+    redis = connect(settings.redis_url, max_connections=64, socket_timeout=patience)
     corpus, web = Corpus(settings.corpus), WebReader()
     key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
     provider = openai_provider(api_key=key, base_url=settings.openai_base_url)
@@ -102,7 +104,7 @@ async def work(settings: Settings) -> None:
     identity = new_identity()
     _log_to_stderr(settings, identity)
     plant = build(settings, identity)
-    wake = connect(settings.redis_url, max_connections=2, socket_timeout=30.0)
+    wake = connect(settings.redis_url, max_connections=2, socket_timeout=NET_SECONDS + 5)
 
     async def execute_run(_: dict[Any, Any], run_id: str, dispatch: int) -> None:
         await plant.engine.deliver(run_id, dispatch)

@@ -175,5 +175,26 @@ class Fatal(RunFailed):
         super().__init__(message, code=RunCode.FATAL)
 
 
+def readable(text: str) -> str:
+    """The text without what no JSON may hold: lone surrogates become question marks."""
+    return text.encode(errors="replace").decode()
+
+
+_BY_CODE = {
+    RunCode.INVALID_OUTPUT: InvalidOutput,
+    RunCode.CONTENT_REFUSED: ContentRefused,
+    RunCode.TOOL_FAILED: StepFailed,
+    RunCode.MAX_ITERATIONS: LimitReached,
+    RunCode.FATAL: Fatal,
+}
+
+
+def recorded_failure(code: RunCode, message: str) -> RunFailed:
+    """The error that a step ended with, as every replay sees it."""
+    if kind := _BY_CODE.get(code):
+        return kind(message)
+    return ModelUnavailable(message, code=code)
+
+
 class OwnershipLost(BaseException):
     """This worker no longer owns the run; whatever it was doing for it stops without a word."""

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import TypeVar
@@ -9,6 +10,15 @@ from typing import TypeVar
 from posthouse.errors import ConfigurationError
 
 T = TypeVar("T")
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def checked_name(kind: str, name: str) -> str:
+    """The name itself. Raises ConfigurationError when it holds anything but letters, digits, _ and -."""
+    if _NAME.fullmatch(name) is None:
+        raise ConfigurationError(f"{kind} {name!r}: a name is 1-64 letters, digits, _ and -")
+    return name
 
 
 def discover(

@@ -8,9 +8,10 @@ from pydantic import BaseModel
 from redis.asyncio import Redis
 
 from posthouse.engine.steps import Bounds
-from posthouse.errors import Fatal, RunCode
+from posthouse.errors import Fatal, ModelUnavailable, RunCode
 from posthouse.events.types import SourceFound
 from posthouse.runs.model import Status
+from posthouse.runs.ownership import Lease
 from posthouse.storage import keys
 from posthouse.testing.fleet import LocalFleet
 from posthouse.workflows.context import RunContext
@@ -316,3 +317,116 @@ async def test_redis_away_for_longer_than_the_lease_costs_nothing(valkey, calls:
         record = await fleet.ended(run_id)
         assert (record.status, record.epoch) == (Status.COMPLETED, 1)
         assert calls.made == ["first", "second"]
+
+
+async def test_whatever_a_workflow_raises_ends_its_run_and_nothing_else(
+    redis: Redis, valkey_url: str
+) -> None:
+    async def cancelled() -> int:
+        raise asyncio.CancelledError
+
+    async def grouped(ctx: RunContext) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ctx.sleep("nap", 60))
+
+    async def body(ctx: RunContext, given: Given) -> Got:
+        match given.n:
+            case 1:
+                await ctx.step("a", cancelled)
+            case 2:
+                await grouped(ctx)
+            case 3:
+                raise Fatal("half a pair: \ud83d")
+            case 4:
+                raise SystemExit(3)
+            case _:
+                Given.model_validate({"n": "x"})
+        return Got(values=[])
+
+    async with LocalFleet(valkey_url, [flow(body)]) as fleet:
+        fleet.worker()
+        for n in range(1, 6):
+            record = await fleet.ended(await fleet.submit("flow", f'{{"n":{n}}}'))
+            assert (n, record.status, record.epoch) == (n, Status.FAILED, 1)
+            assert record.error is not None
+            assert record.error.code == "fatal"
+            assert "stored input" not in record.error.message
+
+
+@pytest.mark.guarantee("G2")
+async def test_a_replay_sees_the_values_and_errors_of_the_first_time(
+    redis: Redis, valkey_url: str
+) -> None:
+    seen: list[list[object]] = []
+
+    async def pair():
+        return (1, 2)
+
+    async def by_number() -> dict:  # type: ignore[type-arg]
+        return {1: "a"}
+
+    async def model() -> Got:
+        return Got(values=[1])
+
+    async def away() -> int:
+        raise ModelUnavailable("the model is away", code=RunCode.CONNECTION)
+
+    async def body(ctx: RunContext, given: Given) -> Got:
+        values = [
+            await ctx.step("pair", pair),
+            await ctx.step("dict", by_number),
+            await ctx.step("model", model),
+        ]
+        try:
+            await ctx.step("away", away)
+        except ModelUnavailable as error:
+            values.append(str(error))
+        seen.append(values)
+        await ctx.sleep("nap", 0.05)
+        return Got(values=[])
+
+    async with LocalFleet(valkey_url, [flow(body)]) as fleet:
+        fleet.worker()
+        record = await fleet.ended(await fleet.submit("flow", "{}"))
+        assert record.status is Status.COMPLETED
+        assert seen[0] == seen[1]
+        assert seen[0][2:] == [Got(values=[1]), "the model is away"]
+
+
+async def test_a_result_beyond_its_cap_and_a_fan_beyond_the_bound_are_refused(
+    redis: Redis, valkey_url: str, calls: Calls
+) -> None:
+    async def large() -> str:
+        return "x" * 5000
+
+    async def body(ctx: RunContext, given: Given) -> Got:
+        if given.n:
+            await ctx.step("large", large)
+        await ctx.gather(*(ctx.step(f"s:{n}", calls.quick, str(n)) for n in range(500)))
+        return Got(values=[])
+
+    bounds = Bounds(steps=25, output_bytes=4000)
+    async with LocalFleet(valkey_url, [flow(body)], bounds=bounds) as fleet:
+        fleet.worker()
+        record = await fleet.ended(await fleet.submit("flow", '{"n":1}'))
+        assert record.error is not None
+        assert record.error.message == "the result of step 'large' is too large"
+        record = await fleet.ended(await fleet.submit("flow", "{}"))
+        assert record.status is Status.INCOMPLETE
+        assert len(calls.made) == 25
+
+
+async def test_a_beat_that_meets_the_end_of_its_run_is_no_loss(
+    redis: Redis, valkey_url: str, calls: Calls
+) -> None:
+    async def body(ctx: RunContext, given: Given) -> Got:
+        return Got(values=[await ctx.step("a", calls.quick, "a")])
+
+    async with LocalFleet(valkey_url, [flow(body)]) as fleet:
+        run_id = await fleet.submit("flow", "{}")
+        [claimed] = await fleet.transitions.claim("w", "c", 60_000, 1, [("flow", 1)])
+        await fleet.transitions.release(claimed, claimed.seq)
+        lease = Lease(run_id, claimed.fence, claimed.seq)
+        assert await fleet.transitions.heartbeat("w", 60_000, {}, [lease]) == []
+        fleet.worker()
+        assert (await fleet.ended(run_id)).status is Status.COMPLETED

@@ -6,6 +6,7 @@ from importlib.resources.abc import Traversable
 
 from posthouse.errors import ConfigurationError
 from posthouse.journal.model import Prompt
+from posthouse.registry import checked_name
 
 _STEM = re.compile(r"(?P<name>[a-z0-9_-]+)\.v(?P<version>[1-9][0-9]*)")
 
@@ -20,6 +21,9 @@ class AgentSpec:
     tools: tuple[str, ...] = ()
     temperature: float = 0.1
     max_iterations: int | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        checked_name("agent", self.name)
 
 
 @dataclass(frozen=True)

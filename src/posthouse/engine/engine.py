@@ -49,6 +49,7 @@ class Engine:
         self._chores: list[asyncio.Task[None]] = []
         self._started_at = clock.wall_ms()
         self._jitter = Random()
+        self._unanswered: tuple[str, float] | None = None
 
     @property
     def _transitions(self) -> Transitions:
@@ -89,6 +90,7 @@ class Engine:
 
     async def deliver(self, run_id: str, dispatch: int) -> None:
         """What a stock arq worker calls: claims this one dispatch and carries it; a stale one is nothing to do."""
+        self._unanswered = None
         for started in await self._claim(1, f"{run_id}:{dispatch}"):
             try:
                 await asyncio.shield(started)
@@ -98,11 +100,12 @@ class Engine:
                 raise
 
     async def _claim(self, limit: int, job: str) -> list[asyncio.Task[None]]:
-        sent_at = clock.monotonic()
+        claim_id, sent_at = self._unanswered_claim() or (ids.new_token(), clock.monotonic())
+        self._unanswered = claim_id, sent_at
         try:
             claimed = await self._transitions.claim(
                 self._identity.worker_id,
-                ids.new_token(),
+                claim_id,
                 int(self._workshop.shared.leases.lease_seconds * 1000),
                 limit,
                 self._readable,
@@ -111,7 +114,15 @@ class Engine:
         except StorageUnavailable as error:
             self._workshop.shared.leases.trouble(error)
             raise
+        self._unanswered = None
         return [self._begin(run, sent_at) for run in claimed]
+
+    def _unanswered_claim(self) -> tuple[str, float] | None:
+        # A claim whose reply was lost is made again under its own id, and then gives the same runs.
+        lease = self._workshop.shared.leases.lease_seconds
+        if self._unanswered and clock.monotonic() - self._unanswered[1] < lease:
+            return self._unanswered
+        return None
 
     def _begin(self, run: Claimed, sent_at: float) -> asyncio.Task[None]:
         def on_loss() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from posthouse import clock
-from posthouse.errors import StorageUnavailable
+from posthouse.errors import OwnershipLost, StorageUnavailable
 from posthouse.runs.ownership import Claimed, Lease
 from posthouse.runs.transitions import Transitions
 
@@ -54,10 +54,12 @@ class Leases:
         self._held.pop(held.run.fence + held.run.run_id, None)
 
     async def confirmed(self, held: Held) -> None:
-        """Returns once the ownership was confirmed less than a lease ago; for ever waiting when it is lost."""
-        while clock.monotonic() - held.confirmed_at >= self.lease_seconds:
+        """Returns once the ownership was confirmed less than a lease ago. Raises OwnershipLost."""
+        while not held.lost and clock.monotonic() - held.confirmed_at >= self.lease_seconds:
             held.beaten.clear()
             await held.beaten.wait()
+        if held.lost:
+            raise OwnershipLost(held.run.run_id)
 
     async def beat(self, health: dict[str, str | int]) -> None:
         """Renews everything that is held, in one call; whatever is refused is lost. Raises StorageUnavailable."""
@@ -84,6 +86,7 @@ class Leases:
     def _lose(self, held: Held) -> None:
         if not held.lost and held.run.fence + held.run.run_id in self._held:
             held.lost = True
+            held.beaten.set()
             log.warning("lease_lost", run_id=held.run.run_id, epoch=held.run.epoch)
             held.on_loss()
 

@@ -14,7 +14,7 @@ from posthouse.engine.context import AgentRunner, Context
 from posthouse.engine.insist import insist
 from posthouse.engine.leases import Held
 from posthouse.engine.steps import Draining, JournalledSteps, Shared
-from posthouse.errors import Fatal, LimitReached, OwnershipLost, RunCode, RunFailed
+from posthouse.errors import Fatal, LimitReached, OwnershipLost, RunCode, RunFailed, readable
 from posthouse.events.types import Draft, RunCompleted, RunIncomplete, RunWaiting
 from posthouse.events.types import RunFailed as RunFailedEvent
 from posthouse.journal.model import Parked
@@ -62,18 +62,31 @@ class Slice:
                 await self._give_back()
             except asyncio.CancelledError:
                 if not held.lost:
-                    await asyncio.shield(self._give_back())
+                    await self._give_back()
                 raise
             finally:
                 self._workshop.shared.leases.drop(held)
 
     async def _give_back(self) -> None:
-        await insist(lambda: self._workshop.transitions.release(self._held.run, self._held.told))
+        run, told = self._held.run, self._held.told
+        giving = asyncio.ensure_future(
+            insist(lambda: self._workshop.transitions.release(run, told))
+        )
+        try:
+            await asyncio.shield(giving)
+        except asyncio.CancelledError:
+            # The drain's limit: the run must be given back all the same, unless it is ours no more.
+            if not self._held.lost:
+                await giving
+            raise
         log.info("run_released")
 
     async def _to_the_end(self) -> None:
         while True:
-            steps = JournalledSteps(self._workshop.shared, self._held, await self._load())
+            try:
+                steps = JournalledSteps(self._workshop.shared, self._held, await self._load())
+            except RunFailed as error:
+                return await self._finish(failed(error))
             try:
                 result = await self._advance(steps)
             finally:
@@ -101,20 +114,14 @@ class Slice:
         context = Context(steps, self._workshop.agents, self._workshop.runner)
         try:
             request = workflow.input_model.model_validate_json(run.input)
-            result = await workflow.function(context, request)
-            return self._ending_of(workflow, result)
-        except Parked as parked:
-            return parked
-        except LimitReached as error:
-            return incomplete("", error.code, str(error))
-        except RunFailed as error:
-            return failed(error)
         except ValidationError:
             log.exception("input_no_longer_valid")
             return failed(Fatal("the stored input does not fit this version of the workflow"))
-        except Exception:
-            log.exception("workflow_raised")
-            return failed(Fatal("the workflow failed with an internal error"))
+        try:
+            result = await workflow.function(context, request)
+            return self._ending_of(workflow, result)
+        except BaseException as error:
+            return _what_follows(error)
 
     def _ending_of(self, workflow: AnyWorkflow, result: Any) -> Ending:
         model = result.output if isinstance(result, Incomplete) else result
@@ -153,10 +160,39 @@ class Slice:
         )
 
 
+def _what_follows(error: BaseException) -> Ending | Parked:
+    """What comes of a run whose workflow raised this; control flow that is not the workflow's own goes on."""
+    match error:
+        case Parked():
+            return error
+        case LimitReached():
+            return incomplete("", error.code, str(error))
+        case RunFailed():
+            return failed(error)
+        case OwnershipLost() | Draining() | KeyboardInterrupt():
+            raise error
+        case asyncio.CancelledError() if being_cancelled():
+            raise error
+        case BaseExceptionGroup() if error.subgroup((OwnershipLost, Draining)):
+            raise Draining from error
+        case BaseExceptionGroup() if error.subgroup(Parked):
+            return failed(Fatal("branches of a workflow run in ctx.gather, not in a task group"))
+        case _:
+            log.error("workflow_raised", exc_info=error)
+            return failed(Fatal("the workflow failed with an internal error"))
+
+
+def being_cancelled() -> bool:
+    """Whether somebody cancels this task; else a CancelledError is the workflow's own."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 def failed(error: RunFailed) -> Ending:
     """The ending of a run that failed, with what its caller may know."""
-    problem = RunError(code=error.code, message=str(error), retryable=error.retryable)
-    event = RunFailedEvent(code=error.code, message=str(error), retryable=error.retryable)
+    message = readable(str(error))
+    problem = RunError(code=error.code, message=message, retryable=error.retryable)
+    event = RunFailedEvent(code=error.code, message=message, retryable=error.retryable)
     return Ending(Status.FAILED, Draft(event=event), error=problem.model_dump_json())
 
 

@@ -5,11 +5,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import orjson
+
 from posthouse import clock
 from posthouse.engine.insist import insist
 from posthouse.engine.leases import Held, Leases
 from posthouse.engine.pusher import Pusher
-from posthouse.errors import Fatal, LimitReached, RunFailed
+from posthouse.errors import Fatal, LimitReached, RunFailed, StepFailed, readable, recorded_failure
 from posthouse.events.types import Draft, MessageDelta
 from posthouse.journal.model import (
     Done,
@@ -96,14 +98,15 @@ class JournalledSteps:
             after = min(FIRST_LOOK_MS * 2 ** min(self._held.run.looks, 10), LAST_LOOK_MS)
             raise Parked((Wait(step.key, "version", after),))
         if recorded.error is not None:
-            raise RunFailed(recorded.error.message, code=recorded.error.code)
-        return step.result.validate_python(recorded.result)
+            raise recorded_failure(recorded.error.code, recorded.error.message)
+        return step.result.validate_json(orjson.dumps(recorded.result))
 
     async def _begin(self, step: Step[T]) -> None:
         if self._shared.drain.raised:
             raise Draining
         bounds = self._shared.bounds
-        if len(self._outcomes) >= bounds.steps or self._held.told >= bounds.events:
+        made = max(len(self._outcomes), len(self._used) - 1)
+        if made >= bounds.steps or self._held.told >= bounds.events:
             raise LimitReached("the run reached its bound of steps or events")
         if step.opening is not None and step.key not in self._open:
             events = [step.opening.event]
@@ -111,22 +114,35 @@ class JournalledSteps:
                 events.insert(0, step.opening.superseded)
             await self._write(lambda: self._start(step.key, events))
         await self._shared.leases.confirmed(self._held)
+        if self._shared.drain.raised:
+            raise Draining
 
     async def _do(self, step: Step[T]) -> T:
         began = clock.monotonic()
         try:
             done = await step.work()
         except RunFailed as error:
-            failure = StepError(code=error.code, message=str(error))
-            await self._record(step, began, Done(None), failure)
-            raise
-        await self._record(step, began, done, None)
-        return done.value
+            await self._record(step, began, Done(None), error=_as_recorded(error))
+            raise recorded_failure(error.code, str(error)) from error
+        result = step.result.dump_json(done.value)
+        if len(result) > self._shared.bounds.output_bytes:
+            failure = StepFailed(f"the result of step {step.key!r} is too large")
+            await self._record(step, began, Done(None), error=_as_recorded(failure))
+            raise failure
+        # What a replay will see is what is seen now.
+        value = step.result.validate_json(result)
+        await self._record(step, began, done, result=orjson.Fragment(result))
+        return value
 
     async def _record(
-        self, step: Step[Any], began: float, done: Done[Any], error: StepError | None
+        self,
+        step: Step[Any],
+        began: float,
+        done: Done[Any],
+        *,
+        result: orjson.Fragment | None = None,
+        error: StepError | None = None,
     ) -> None:
-        result = None if error else step.result.dump_python(done.value, mode="json")
         outcome = Outcome(
             seq=0,
             epoch=0,
@@ -197,18 +213,19 @@ class JournalledSteps:
             self._held.tell(write.result()[0])
 
     async def elapsed(self, key: str) -> float:
-        """Seconds since this was first asked, or since the first recorded step under `key` began before a restart."""
-        begun = [
-            outcome.time - outcome.duration_ms
+        """Seconds that the recorded steps under `key` took before this slice, and since this slice first asked."""
+        spans = sorted(
+            (outcome.time - outcome.duration_ms, outcome.time)
             for name, outcome in self._outcomes.items()
             if name.startswith(f"{key}/") and outcome.time
-        ]
+        )
+        before, reached = 0, 0
+        for start, end in spans:
+            before += max(0, end - max(start, reached))
+            reached = max(reached, end)
         here = clock.monotonic() - self._asked.setdefault(key, clock.monotonic())
-        if not begun:
-            return here
-        return max(0.0, (self._held.run.claimed_at - min(begun)) / 1000) + here
+        return before / 1000 + here
 
-    def time_of(self, key: str) -> int | None:
-        """When the step was committed (ms by Redis' clock); None when this slice committed it."""
-        outcome = self._outcomes.get(key)
-        return outcome.time if outcome else None
+
+def _as_recorded(error: RunFailed) -> StepError:
+    return StepError(code=error.code, message=readable(str(error)))

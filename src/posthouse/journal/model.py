@@ -126,7 +126,7 @@ class Wait:
     outcome: str = ""
 
 
-@dataclass
+@dataclass(eq=False)
 class Parked(BaseException):
     """The run cannot go on until something happens; carries every wait of the slice to the engine."""
 
@@ -186,5 +186,5 @@ class Steps(Protocol):
         ...
 
     async def elapsed(self, key: str) -> float:
-        """Seconds since the first step under `key` began, restarts included; or since this was first asked."""
+        """Seconds that work under `key` took in this run, restarts included, the time between them not."""
         ...

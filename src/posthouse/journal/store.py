@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import orjson
 from redis.asyncio import Redis
 
-from posthouse.errors import OwnershipLost
+from posthouse.errors import Fatal, OwnershipLost
 from posthouse.events.types import Draft
 from posthouse.journal.model import Outcome, Prompt, Usage, Wait
 from posthouse.runs.ownership import Claimed
@@ -63,7 +63,9 @@ class JournalStore:
     async def _whole(self, run_id: str, outcome: Outcome, digest: str) -> Outcome:
         with available():
             text = await self._redis.get(keys.blob(run_id, digest))
-        return outcome.model_copy(update={"result": orjson.loads(text or b"null")})
+        if text is None:
+            raise Fatal("a stored result of this run is gone")
+        return outcome.model_copy(update={"result": orjson.loads(text)})
 
     async def start(
         self,
@@ -133,14 +135,15 @@ class JournalStore:
 
 def outcome_json(record: Outcome) -> tuple[bytes, bytes | None]:
     """An outcome as the journal stores it, and its blob when the result is above the limit."""
-    fields = record.model_dump(mode="json", exclude={"seq", "epoch", "time"}, exclude_defaults=True)
-    result = orjson.dumps(fields.get("result"))
-    blob = None
+    fields = record.model_dump(
+        mode="json", exclude={"seq", "epoch", "time", "result"}, exclude_defaults=True
+    )
+    fields["duration_ms"] = record.duration_ms
+    result = orjson.dumps(record.result)
     if len(result) > BLOB_LIMIT:
-        blob = result
-        del fields["result"]
-        fields["blob"] = hashlib.sha256(blob).hexdigest()
-    return orjson.dumps({"duration_ms": record.duration_ms, **fields}), blob
+        fields["blob"] = hashlib.sha256(result).hexdigest()
+        return orjson.dumps(fields), result
+    return orjson.dumps({**fields, "result": orjson.Fragment(result)}), None
 
 
 def _prompt(name: str, stored: bytes) -> Prompt:

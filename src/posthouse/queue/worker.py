@@ -10,6 +10,7 @@ import structlog
 from arq.connections import RedisSettings
 from arq.worker import Worker, func
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from posthouse.errors import StorageUnavailable
 from posthouse.storage import keys
@@ -67,10 +68,16 @@ class FleetWorker(Worker):
                 pause = min(pause * 2, 2.0)
                 await self._rest(pause)
                 continue
+            except Exception:
+                log.exception("pick_broke")
+                await self._rest(2.0)
+                continue
             for task in started:
                 self._keep(task)
             if len(started) < asked:
                 await self._woken()
+        # A token that came together with the signal is for another worker.
+        await self._pass_on()
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         name = task.get_name()
@@ -109,7 +116,6 @@ class FleetWorker(Worker):
             if not pop.done():
                 pop.cancel()
                 await asyncio.wait([pop])
-                await self._pass_on()
 
     async def _pop(self) -> None:
         try:
@@ -117,6 +123,9 @@ class FleetWorker(Worker):
                 await self._wake.execute_command("BLPOP", keys.WAKE, NET_SECONDS)  # type: ignore[no-untyped-call]
         except StorageUnavailable:
             await self._rest(0.1)
+        except RedisError:
+            log.exception("wake_refused")
+            await self._rest(NET_SECONDS)
 
     async def _pass_on(self) -> None:
         # A pop that is cancelled while its token arrives has eaten it.

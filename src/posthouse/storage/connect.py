@@ -9,9 +9,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     ConnectionError,
+    InvalidResponse,
     OutOfMemoryError,
     ReadOnlyError,
-    RedisError,
     ResponseError,
     TimeoutError,
 )
@@ -27,6 +27,7 @@ _PASSING = (
     "NOREPLICAS",
     "OOM",
     "READONLY",
+    "UNBLOCKED",
     "UNKILLABLE",
 )
 
@@ -70,7 +71,7 @@ def available() -> Iterator[None]:
         if str(error).startswith(_PASSING) or "OOM command not allowed" in str(error):
             raise StorageUnavailable("Redis cannot serve now") from error
         raise
-    except RedisError as error:
+    except InvalidResponse as error:
         raise StorageUnavailable("Redis does not answer") from error
     except RuntimeError as error:
         # uvloop, when the connection is found closed only as something is written to it.

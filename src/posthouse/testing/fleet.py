@@ -20,7 +20,7 @@ from posthouse.errors import Fatal
 from posthouse.events.types import Draft, RunCreated
 from posthouse.journal.model import AgentAnswer, Steps
 from posthouse.journal.store import JournalStore
-from posthouse.queue.worker import FleetWorker, fleet_worker
+from posthouse.queue.worker import NET_SECONDS, FleetWorker, fleet_worker
 from posthouse.runs.model import TERMINAL, RunRecord, Status, record_from
 from posthouse.runs.transitions import Acceptance, Transitions
 from posthouse.storage import keys
@@ -101,7 +101,7 @@ class LocalFleet:
 
     def worker(self, *, slots: int = 10, drain_seconds: float = 5.0) -> LocalWorker:
         """Starts one more worker."""
-        redis = connect(self._url, max_connections=16)
+        redis = connect(self._url, max_connections=16, socket_timeout=self._lease_seconds / 3)
         transitions = Transitions(redis)
         identity = Identity(f"test-{ids.new_token(4)}", "localhost", 0)
         leases = Leases(transitions, identity.worker_id, self._lease_seconds)
@@ -115,7 +115,7 @@ class LocalFleet:
         async def execute_run(_: dict[Any, Any], run_id: str, dispatch: int) -> None:
             await engine.deliver(run_id, dispatch)
 
-        wake = connect(self._url, max_connections=2, socket_timeout=30.0)
+        wake = connect(self._url, max_connections=2, socket_timeout=NET_SECONDS + 5)
         loop = fleet_worker(
             engine, wake, execute_run, slots=slots, drain_seconds=drain_seconds, signals=False
         )

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar, get_args, get_type_hints
 from pydantic import BaseModel
 
 from posthouse.errors import ConfigurationError, RunCode
+from posthouse.registry import checked_name
 from posthouse.workflows.context import RunContext
 
 I = TypeVar("I", bound=BaseModel)  # noqa: E741 - input
@@ -34,6 +35,9 @@ class Workflow(Generic[I, O]):
     input_model: type[I]
     output_model: type[O]
     function: Callable[[RunContext, I], Awaitable[O | Incomplete[O]]]
+
+    def __post_init__(self) -> None:
+        checked_name("workflow", self.name)
 
 
 Function = Callable[[RunContext, I], Awaitable[O | Incomplete[O]]]

@@ -40,7 +40,8 @@ end
 local function consider(job)
   local id, dispatch = string.match(job, '^(%w+):(%d+)$')
   local run = id and load_run(id)
-  if not run or TERMINAL[run.status] or run.claim ~= '' or int(run.dispatch) ~= dispatch then
+  if not run or TERMINAL[run.status] or run.claim ~= '' or int(run.dispatch) ~= dispatch
+    or is_parked(run) then
     drop_job(job)
     return nil
   end
@@ -68,7 +69,10 @@ else
     if #jobs == 0 then break end
     for _, job in ipairs(jobs) do
       looked = looked + 1
-      rows[#rows + 1] = consider(job)
+      -- One broken run must not stop the fleet: it leaves the queue, and the sweep looks at it again.
+      local sound, row = pcall(consider, job)
+      if not sound then redis.pcall('ZREM', KEY.queue, job) end
+      rows[#rows + 1] = sound and row or nil
     end
   end
   if redis.call('ZCARD', KEY.queue) > 0 then wake() end

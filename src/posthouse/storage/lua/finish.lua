@@ -14,7 +14,10 @@ if run.root == id then
   local members = redis.call('SMEMBERS', KEY.tree(id))
   members[#members + 1] = id
   for _, member in ipairs(members) do
-    for _, key in ipairs(own_keys(member)) do redis.call('PEXPIRE', key, int(run.ttl + 60000)) end
+    for _, key in ipairs(own_keys(member)) do
+      -- The records stay for the sweep, which alone knows the index entries that go with them.
+      if key ~= KEY.run(member) then redis.call('PEXPIRE', key, int(run.ttl + 60000)) end
+    end
   end
 end
 publish(run)

@@ -8,13 +8,13 @@ redis.call('PEXPIRE', KEY.worker(worker), int(lease * 3))
 
 local answers = {}
 for i, row in ipairs(leases) do
-  local run = owned(row[1], row[2], tonumber(row[3]))
+  local run, answer = owned(row[1], row[2], tonumber(row[3]))
   if run then
     redis.call('ZADD', KEY.due, int(now + lease), run.id)
     redis.call('HSET', KEY.run(run.id), 'lease', int(now + lease), 'begun', '1')
     answers[i] = 1
   else
-    answers[i] = 0
+    answers[i] = answer == 'fenced' and 0 or 1
   end
 end
 return answers

@@ -43,7 +43,7 @@ local function take_rows(width)
 end
 
 local FIELDS = { 'v', 'status', 'epoch', 'claim', 'lease', 'dispatch', 'seq', 'signals', 'root', 'tenant',
-  'workflow', 'version', 'crashes', 'begun', 'ended_by', 'ended_as', 'wake_reason', 'ttl' }
+  'workflow', 'version', 'crashes', 'begun', 'ended_by', 'ended_as', 'wake_reason', 'ttl', 'parked_at' }
 local NUMBERS = { 'v', 'epoch', 'lease', 'dispatch', 'seq', 'signals', 'crashes', 'ttl' }
 
 local function load_run(id)
@@ -53,6 +53,11 @@ local function load_run(id)
   for i, name in ipairs(FIELDS) do run[name] = values[i] or '' end
   for _, name in ipairs(NUMBERS) do run[name] = number(run[name]) end
   return run
+end
+
+-- Parked, and nothing has woken it since: no dispatch of it waits.
+local function is_parked(run)
+  return run.claim == '' and run.ended_as == 'parked' and run.parked_at == int(run.dispatch)
 end
 
 -- Whether a broken call left this very event in the log; else the next free number goes into run.seq.

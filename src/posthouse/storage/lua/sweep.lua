@@ -36,6 +36,7 @@ local function look_at_parked(run)
   local rang, earliest = ring(run)
   if #rang > 0 then
     redis.call('HINCRBY', KEY.run(run.id), 'signals', #rang)
+    redis.call('HSET', KEY.run(run.id), 'updated_at', int(now))
     enqueue(run, 0, 'timer')
     redis.call('HDEL', KEY.waits(run.id), unpack(rang))
     woken = woken + 1
@@ -101,7 +102,7 @@ local function look_at(id)
       dispossess(run, 'crash')
       lapsed = lapsed + 1
     end
-  elseif run.ended_as == 'parked' and int(run.dispatch) == redis.call('HGET', KEY.run(id), 'parked_at') then
+  elseif is_parked(run) then
     look_at_parked(run)
   else
     look_at_queued(run)
