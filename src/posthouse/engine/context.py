@@ -5,6 +5,7 @@ import hashlib
 import random as random_module
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Protocol, TypeVar, get_type_hints
 from uuid import UUID
 
@@ -24,6 +25,16 @@ log = structlog.get_logger()
 
 _NOTHING: TypeAdapter[None] = TypeAdapter(None)
 _MILLISECONDS: TypeAdapter[int] = TypeAdapter(int)
+
+
+_kept_adapter = lru_cache(maxsize=1024)(TypeAdapter[Any])
+
+
+def _adapter_of(hint: Any) -> TypeAdapter[Any]:
+    try:
+        return _kept_adapter(hint)
+    except TypeError:  # a hint that cannot be hashed
+        return TypeAdapter(hint)
 
 
 class AgentRunner(Protocol):
@@ -63,10 +74,8 @@ class Context:
                 log.exception("step_failed", step=key)
                 raise StepFailed(f"step {key!r} failed: {type(error).__name__}") from error
 
-        hint = get_type_hints(work).get("return", Any)
-        return await self._steps.run(
-            Step(key, once, TypeAdapter(hint), digest=digest_of(*arguments))
-        )
+        adapter = _adapter_of(get_type_hints(work).get("return", Any))
+        return await self._steps.run(Step(key, once, adapter, digest=digest_of(*arguments)))
 
     async def agent(
         self, name: str, task: str, *, key: str | None = None, max_iterations: int | None = None
