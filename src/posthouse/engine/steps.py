@@ -202,15 +202,20 @@ class JournalledSteps:
 
     def announce(self, draft: Draft) -> None:
         """Logs an event that belongs to no commit; never waits, never fails."""
-        held = self._held
-        write = asyncio.ensure_future(self._shared.store.start(held.run, held.told, events=[draft]))
+        write = asyncio.ensure_future(self._announce(draft))
         self._writes.add(write)
         write.add_done_callback(self._announced)
+
+    async def _announce(self, draft: Draft) -> int:
+        # A reader that is told to forget a text must have all of it by then.
+        await self._shared.pusher.sent()
+        seq, _ = await self._shared.store.start(self._held.run, self._held.told, events=[draft])
+        return seq
 
     def _announced(self, write: asyncio.Future[Any]) -> None:
         self._writes.discard(write)
         if not write.cancelled() and write.exception() is None:
-            self._held.tell(write.result()[0])
+            self._held.tell(write.result())
 
     async def elapsed(self, key: str) -> float:
         """Seconds that the recorded steps under `key` took before this slice, and since this slice first asked."""
