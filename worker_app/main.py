@@ -7,10 +7,11 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from posthouse import ids
+from posthouse import __version__, ids
 from posthouse.agents import catalogue as agents
 from posthouse.agents.loop import AgentLoop
 from posthouse.engine.engine import Engine, Identity
@@ -18,6 +19,7 @@ from posthouse.engine.leases import Leases
 from posthouse.engine.pusher import Pusher
 from posthouse.engine.slice import Workshop
 from posthouse.engine.steps import Bounds, Shared
+from posthouse.errors import ConfigurationError
 from posthouse.journal.store import JournalStore
 from posthouse.llm.providers.openai import OpenAIProvider, openai_provider
 from posthouse.llm.retry import RetryingProvider
@@ -70,6 +72,8 @@ def build(settings: Settings, identity: Identity) -> Plant:
     redis = connect(settings.redis_url, max_connections=64, socket_timeout=patience)
     corpus, web = Corpus(settings.corpus), WebReader()
     key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
+    if not key and not settings.openai_base_url:
+        raise ConfigurationError("no model: set OPENAI_API_KEY or OPENAI_BASE_URL")
     provider = openai_provider(api_key=key, base_url=settings.openai_base_url)
     toolbox, crew = tools.library(), agents.library()
     agents.check_tools(crew, toolbox)
@@ -117,11 +121,28 @@ async def work(settings: Settings) -> None:
         drain_seconds=settings.drain_seconds,
     )
     plant.engine.start()
+    _say_what_started(settings)
     try:
         await worker.main()
     finally:
         await worker.close()
         await plant.close()
+
+
+def _say_what_started(settings: Settings) -> None:
+    log = structlog.get_logger()
+    log.info(
+        "worker_started",
+        version=__version__,
+        redis=settings.redis_url,
+        model=settings.openai_model,
+        endpoint=settings.openai_base_url or "OpenAI",
+        slots=settings.worker_slots,
+        workflows=sorted(workflows.library()),
+        corpus=str(settings.corpus),
+    )
+    if not settings.corpus.is_dir():
+        log.warning("corpus_missing", corpus=str(settings.corpus))
 
 
 def stock_worker_settings(settings: Settings) -> type:

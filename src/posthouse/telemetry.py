@@ -52,7 +52,10 @@ class Metrics:
             registry=registry,
         )
         self._statuses = Counter(
-            "workflow_status_total", "Runs that ended, by status.", ["status"], registry=registry
+            "workflow_status_total",
+            "Runs that came to a status: pending where they are accepted, the others where they end.",
+            ["status"],
+            registry=registry,
         )
         self._recovered = Counter(
             "runs_recovered_total", "Runs taken over from a worker that died.", registry=registry

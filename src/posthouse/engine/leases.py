@@ -39,6 +39,7 @@ class Leases:
         self.lease_seconds = lease_seconds
         self._held: dict[str, Held] = {}
         self.last_trouble = clock.monotonic()
+        self._away = False
 
     def __len__(self) -> int:
         return len(self._held)
@@ -96,6 +97,7 @@ class Leases:
             pause = self.lease_seconds / 3
             try:
                 await self.beat(health())
+                self._back()
             except StorageUnavailable as error:
                 self.trouble(error)
                 pause = min(pause, 0.25)
@@ -103,9 +105,15 @@ class Leases:
 
     def trouble(self, error: StorageUnavailable) -> None:
         """Remembers that Redis was away just now; says so once an outage."""
-        if self.calm():
+        if not self._away:
             log.warning("redis_away", reason=str(error))
+        self._away = True
         self.last_trouble = clock.monotonic()
+
+    def _back(self) -> None:
+        if self._away:
+            log.info("redis_back")
+        self._away = False
 
     def calm(self) -> bool:
         """Whether neither start nor trouble was within the last lease, so that others' leases may be ended."""

@@ -12,6 +12,7 @@ from redis.exceptions import (
     InvalidResponse,
     OutOfMemoryError,
     ReadOnlyError,
+    RedisError,
     ResponseError,
     TimeoutError,
 )
@@ -63,18 +64,29 @@ def available() -> Iterator[None]:
     """Turns every way in which Redis can be away, loading, full or read-only into StorageUnavailable."""
     try:
         yield
-    except AuthenticationError as error:
-        raise StorageUnavailable("Redis refuses the credentials in REDIS_URL") from error
-    except (ConnectionError, TimeoutError, OutOfMemoryError, ReadOnlyError, OSError) as error:
-        raise StorageUnavailable("Redis does not answer") from error
-    except ResponseError as error:
-        if str(error).startswith(_PASSING) or "OOM command not allowed" in str(error):
-            raise StorageUnavailable("Redis cannot serve now") from error
-        raise
-    except InvalidResponse as error:
-        raise StorageUnavailable("Redis does not answer") from error
-    except RuntimeError as error:
-        # uvloop, when the connection is found closed only as something is written to it.
-        if "closed" not in str(error):
+    except (RedisError, RuntimeError, OSError) as error:
+        meaning = _meaning(error)
+        if meaning is None:
             raise
-        raise StorageUnavailable("Redis does not answer") from error
+        raise StorageUnavailable(meaning) from error
+
+
+def _meaning(error: Exception) -> str | None:
+    match error:
+        case AuthenticationError():
+            return "Redis refuses the credentials in REDIS_URL"
+        case OutOfMemoryError():
+            return "Redis is full"
+        case ReadOnlyError():
+            return "Redis is read-only"
+        case ConnectionError() | TimeoutError() | InvalidResponse() | OSError():
+            return "Redis does not answer"
+        case ResponseError() if "OOM" in str(error):
+            return "Redis is full"
+        case ResponseError() if str(error).startswith(_PASSING):
+            return "Redis cannot serve now"
+        case RuntimeError() if "closed" in str(error):
+            # uvloop, when the connection is found closed only as something is written to it.
+            return "Redis does not answer"
+        case _:
+            return None
