@@ -9,7 +9,7 @@ from api_app.main import create_app
 from api_app.server import make_server
 from posthouse.errors import ConfigurationError
 from posthouse.logs import configure_logs
-from posthouse.settings import Settings
+from posthouse.settings import Settings, problem_with
 
 
 def main() -> int:
@@ -19,11 +19,10 @@ def main() -> int:
         configure_logs(settings.log_level, process="api")
         app = create_app(settings)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        print(f"api_app: {wrong}", file=sys.stderr)  # noqa: T201 - logs are not set up
+        print(f"posthouse: {problem_with(error)}", file=sys.stderr)  # noqa: T201 - logs are not set up
         return 2
     except ConfigurationError as error:
-        print(f"api_app: {error}", file=sys.stderr)  # noqa: T201 - a person is looking
+        print(f"posthouse: {error}", file=sys.stderr)  # noqa: T201 - a person is looking
         return 2
     # uvicorn raises the signal again when it has stopped; that is a clean end.
     for number in (signal.SIGTERM, signal.SIGINT):

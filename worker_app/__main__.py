@@ -5,7 +5,7 @@ import sys
 from pydantic import ValidationError
 
 from posthouse.errors import ConfigurationError
-from posthouse.settings import Settings
+from posthouse.settings import Settings, problem_with
 from worker_app.main import run
 
 
@@ -14,11 +14,10 @@ def main() -> int:
     try:
         run(Settings())
     except ValidationError as error:
-        first = error.errors()[0]
-        print(f"setting {first['loc'][0]}: {first['msg']}", file=sys.stderr)  # noqa: T201
+        print(f"posthouse: {problem_with(error)}", file=sys.stderr)  # noqa: T201
         return 2
     except ConfigurationError as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        print(f"posthouse: {error}", file=sys.stderr)  # noqa: T201
         return 2
     return 0
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -40,3 +40,8 @@ class Settings(BaseSettings):
     log_level: str = Field(
         "info", pattern="(?i)^(debug|info|warning|error)$", validation_alias="POSTHOUSE_LOG_LEVEL"
     )
+
+
+def problem_with(error: ValidationError) -> str:
+    """What is wrong with the settings, in one line: `POSTHOUSE_PORT: <what>`, and so on for each."""
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())

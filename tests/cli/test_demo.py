@@ -4,16 +4,20 @@ import asyncio
 import contextlib
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from redis.asyncio import Redis
 
 from posthouse.embedded.ports import free_ports
+from posthouse.storage import keys
 
 pytestmark = [
     pytest.mark.timeout(150),
@@ -100,9 +104,9 @@ async def test_demo_shows_events_and_a_report_with_its_sources(environment: dict
         output, _ = await process.communicate()
     text = output.decode()
     assert process.returncode == 0, text
-    assert re.search(r"first event after \d+ ms", text), text
+    assert len(re.findall(r"\bfirst\b.* after \d+ ms", text)) == 1, text
+    assert re.search(r"^  completed in .* · the first after \d+ ms · ", text, re.MULTILINE), text
     assert "run.completed" not in text
-    assert re.search(r"^  completed in ", text, re.MULTILINE), text
     report, _, read = text.partition("What was read")
     sources = set(re.findall(r"\S+\.md\b", read))
     assert len(sources) >= 2, text
@@ -118,7 +122,11 @@ async def test_up_stays_until_it_is_told_to_stop(
     async with command(environment, "up") as process:
         text = await read_until(process.stdout, "Ctrl-C stops everything")
         url = f"http://127.0.0.1:{environment['POSTHOUSE_PORT']}"
-        assert f"{url}/api/v1/workflows/research" in text
+        assert f"curl -X POST {url}/api/v1/runs -d '{{" in text
+        assert f"curl -N {url}/api/v1/runs/RUN_ID/stream" in text
+        assert re.search(
+            r"^  Model     the stand-in model at http://127\S+/v1, ", text, re.MULTILINE
+        )
         async with httpx.AsyncClient(trust_env=False) as http:
             assert (await http.get(f"{url}/health/ready")).status_code == 200
         assert len(processes_of(environment)) >= 7
@@ -135,4 +143,49 @@ async def test_two_signals_end_it_at_once(environment: dict[str, str]) -> None:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGINT)
         assert await process.wait() == 0
+    assert processes_of(environment) == []
+
+
+async def test_the_line_for_one_more_worker_starts_one_on_this_stack(
+    environment: dict[str, str],
+) -> None:
+    bare = environment | {"POSTHOUSE_CORPUS": "", "POSTHOUSE_WORKERS": "1"}
+    async with command(environment | {"POSTHOUSE_WORKERS": "1"}, "up") as process:
+        text = await read_until(process.stdout, "Ctrl-C stops everything")
+        line = next(line for line in text.splitlines() if line.endswith(" -m worker_app"))
+        given = dict(word.split("=", 1) for word in shlex.split(line)[:-3])
+        assert given["POSTHOUSE_CORPUS"] == environment["POSTHOUSE_CORPUS"]
+        del bare["POSTHOUSE_CORPUS"]
+        worker = await asyncio.create_subprocess_exec(
+            *("/bin/sh", "-c", f"exec env {line.strip()}"), env=bare
+        )
+        try:
+            async with Redis.from_url(given["REDIS_URL"]) as redis:
+                while len(await redis.keys(keys.worker("*"))) < 2:
+                    assert worker.returncode is None
+                    await asyncio.sleep(0.05)
+        finally:
+            worker.terminate()
+            assert await worker.wait() == 0
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+    assert processes_of(environment) == []
+
+
+async def test_with_a_redis_of_ones_own_its_faults_are_said_and_no_data_is_claimed(
+    environment: dict[str, str], valkey: Any
+) -> None:
+    async with Redis.from_url(valkey.url) as redis:
+        await redis.config_set("maxmemory-policy", "allkeys-lru")
+    given = {"REDIS_URL": valkey.url, "POSTHOUSE_PORTT": "1"}
+    async with command(environment | given, "up") as process:
+        text = await read_until(process.stdout, "Ctrl-C stops everything")
+        before, _, facts = text.partition("starting stand-in, api")
+        assert f"Redis at {valkey.url} may throw runs away" in before
+        assert "POSTHOUSE_PORTT is not a setting" in before
+        process.send_signal(signal.SIGTERM)
+        facts += await read_until(process.stdout, "stopped")
+        assert await process.wait() == 0
+    assert "data" not in facts.replace(environment["POSTHOUSE_DATA_DIR"], "").lower()
+    assert "the log stays in" in facts
     assert processes_of(environment) == []

@@ -1,6 +1,8 @@
 """Wrong use of the command: one line, exit code 2, nothing started."""
 
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -28,7 +30,15 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def refused(environment: dict[str, str], *words: str) -> str:
     """What standard error says; it has to be one line, with exit code 2."""
-    done = subprocess.run(
+    done = run(environment, *words)
+    assert done.returncode == 2, done
+    assert done.stderr.startswith("posthouse: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def run(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-m", "posthouse.cli.main", *words],
         env=environment,
         cwd=environment["POSTHOUSE_CORPUS"],
@@ -37,10 +47,6 @@ def refused(environment: dict[str, str], *words: str) -> str:
         timeout=LIMIT_SECONDS,
         check=False,
     )
-    assert done.returncode == 2, done
-    assert done.stderr.startswith("posthouse: ")
-    assert done.stderr.count("\n") == 1
-    return done.stderr
 
 
 @pytest.mark.parametrize(
@@ -59,6 +65,36 @@ def test_a_wrong_setting_is_named(environment: dict[str, str]) -> None:
     assert "POSTHOUSE_WORKERS" in refused(environment | {"POSTHOUSE_WORKERS": "many"}, "up")
 
 
+@pytest.mark.parametrize("command", ["up", "demo"])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"REDIS_URL": "foo://"}, "posthouse: REDIS_URL: "),
+        ({"OPENAI_BASE_URL": "localhost:11434/v1"}, "posthouse: OPENAI_BASE_URL: it has to be "),
+        (
+            {"REDIS_URL": "redis://127.0.0.1:1"},
+            "posthouse: Redis at redis://127.0.0.1:1 does not answer (connection refused)\n",
+        ),
+    ],
+)
+def test_an_address_that_leads_nowhere(
+    environment: dict[str, str], tmp_path: Path, command: str, given: dict[str, str], said: str
+) -> None:
+    assert refused(environment | given, command).startswith(said)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [((), r"Usage: posthouse "), (("--version",), r"\Aposthouse \d+\.\d+.*\n\Z")]
+)
+def test_alone_it_helps_and_it_tells_its_version(
+    environment: dict[str, str], words: tuple[str, ...], said: str
+) -> None:
+    done = run(environment, *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(said, done.stdout)
+
+
 def test_a_port_that_is_taken(environment: dict[str, str], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -71,3 +107,21 @@ def test_a_port_that_is_taken(environment: dict[str, str], tmp_path: Path) -> No
 def test_a_data_folder_that_is_in_use(environment: dict[str, str], command: str) -> None:
     with data_folder(Path(environment["POSTHOUSE_DATA_DIR"])):
         assert f"(process {os.getpid()})" in refused(environment, command)
+
+
+def test_ctrl_c_while_a_redis_is_looked_at_is_no_fault(environment: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(LIMIT_SECONDS)
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "posthouse.cli.main", "up"],
+            env=environment | {"REDIS_URL": url},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        with process:
+            connection, _ = silent.accept()
+            process.send_signal(signal.SIGINT)
+            said, _ = process.communicate(timeout=LIMIT_SECONDS)
+            connection.close()
+    assert (process.returncode, said) == (130, b"")

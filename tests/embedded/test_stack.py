@@ -37,14 +37,20 @@ def test_everything_runs_here_when_nothing_is_set(corpus: Path) -> None:
     layout = lay_out(given)
     assert names(layout) == ["valkey", "stand-in", "api", "worker-1", "worker-2"]
     assert layout.stand_in
+    assert layout.own_redis is None
     assert layout.api_url == f"http://127.0.0.1:{given.port}"
     valkey, stand_in, api, *workers = layout.processes
     url = api.env["REDIS_URL"]
+    assert layout.model == (
+        f"the stand-in model at http://127.0.0.1:{stand_in.argv[-1]}/v1, "
+        "which is not a language model"
+    )
     assert url == f"redis://127.0.0.1:{valkey.argv[valkey.argv.index('--port') + 1]}"
     for worker in workers:
         assert worker.env["REDIS_URL"] == url
         assert worker.env["OPENAI_MODEL"] == worker.env["OPENAI_API_KEY"] == "stand-in"
         assert worker.env["OPENAI_BASE_URL"] == f"http://127.0.0.1:{stand_in.argv[-1]}/v1"
+        assert layout.joining.env.items() <= worker.env.items()
         assert worker.stop_seconds > given.drain_seconds
     assert len({worker.env["POSTHOUSE_METRICS_PORT"] for worker in workers}) == 2
     assert max(valkey.stage, stand_in.stage) < min(api.stage, workers[0].stage)
@@ -59,6 +65,8 @@ def test_with_redis_url_no_server_starts_and_its_password_is_not_shown(corpus: P
         for process in layout.processes
         if process.name != "stand-in"
     )
+    assert layout.own_redis == url
+    assert "courier" not in repr(layout.joining)
     assert layout.redis == "rediss://redis.example:6380/2"
 
 
@@ -82,6 +90,21 @@ def test_with_a_key_or_an_address_the_real_model_is_used(
     assert not layout.stand_in
     assert layout.model == words
     assert not any(key.startswith("OPENAI") for key in layout.processes[-1].env)
+
+
+@pytest.mark.parametrize("url", ["foo://", "redis://[", "redis://host:port", "localhost"])
+def test_what_is_no_address_of_a_redis_is_an_error(corpus: Path, url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^REDIS_URL: "):
+        lay_out(settings(corpus, redis_url=url))
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:11434/v1", "ftp://host/v1", "http://", "http:///v1", "http://[", "http://h:p"],
+)
+def test_what_is_no_address_of_a_model_is_an_error(corpus: Path, url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^OPENAI_BASE_URL: it has to be http://"):
+        lay_out(settings(corpus, openai_base_url=url))
 
 
 def test_workers_take_the_metrics_ports_from_the_one_that_is_set(corpus: Path) -> None:

@@ -1,5 +1,6 @@
 """`posthouse demo`: the whole road once, from the request to the report."""
 
+from collections.abc import Sequence
 from contextlib import aclosing
 
 import httpx
@@ -15,7 +16,14 @@ from posthouse.runs.model import Status
 DEFAULT_TOPIC = "How does posthouse survive the death of a worker?"
 
 
-async def demo(layout: Layout, screen: Screen, topic: str, depth: str, verbose: bool) -> int:
+async def demo(
+    layout: Layout,
+    screen: Screen,
+    topic: str,
+    depth: str,
+    verbose: bool,
+    warnings: Sequence[str] = (),
+) -> int:
     """Runs one research run on a stack of its own; 0 when the run completed."""
 
     async def work(start_seconds: float) -> int:
@@ -40,7 +48,7 @@ async def demo(layout: Layout, screen: Screen, topic: str, depth: str, verbose: 
                 screen.line(str(error), "bold red")
                 return 1
 
-    screen.line("posthouse demo", "bold")
+    screen.title("posthouse demo", warnings)
     return await with_stack(layout, screen, work, verbose=verbose)
 
 
@@ -60,8 +68,6 @@ async def _research(
             if envelope.seq is not None:
                 first = first or elapsed
                 events += 1
-                if events == 1:
-                    screen.line(f"first event after {seconds(elapsed)}", "dim")
     total = clock.monotonic() - submitted
     screen.quiet()
     screen.line()

@@ -3,25 +3,26 @@
 import asyncio
 import sys
 from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
+from posthouse.cli.configuration import given_names, load_settings, unknown
 from posthouse.cli.demo import DEFAULT_TOPIC
 from posthouse.cli.demo import demo as run_demo
 from posthouse.cli.screen import standard_output
 from posthouse.cli.up import up as run_up
-from posthouse.embedded.stack import lay_out
+from posthouse.embedded.preflight import examine
+from posthouse.embedded.stack import Layout, lay_out
 from posthouse.errors import ConfigurationError
-from posthouse.settings import Settings
 
 WRONG_USE = 2
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="posthouse",
     help="Agent workflows that survive what happens to their workers.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -40,11 +41,33 @@ Verbose = Annotated[
 ]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            print("posthouse", version("posthouse"))
+        except PackageNotFoundError:
+            print("posthouse, not installed: run from its source")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def posthouse(
+    context: typer.Context,
+    _: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Shows what there is when no command is given."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
 @app.command()
 def up(verbose: Verbose = False) -> None:
     """Start Valkey, a model, the API and workers on this machine, and keep them running."""
-    layout = lay_out(load_settings())
-    raise typer.Exit(asyncio.run(run_up(layout, standard_output(), verbose)))
+    layout, warnings = _prepare()
+    raise typer.Exit(asyncio.run(run_up(layout, standard_output(), verbose, warnings)))
 
 
 @app.command()
@@ -54,26 +77,28 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """Start everything, research one topic in the documents of this project, print it, stop."""
-    layout = lay_out(load_settings(), any_port=True)
-    work = run_demo(layout, standard_output(), topic, depth, verbose)
+    layout, warnings = _prepare(any_port=True)
+    work = run_demo(layout, standard_output(), topic, depth, verbose, warnings)
     raise typer.Exit(asyncio.run(work))
 
 
-def load_settings() -> Settings:
-    """The settings of the environment and `.env`. Raises ConfigurationError with one line."""
-    try:
-        return Settings()
-    except ValidationError as error:
-        wrong = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigurationError("; ".join(wrong)) from None
+def _prepare(*, any_port: bool = False) -> tuple[Layout, list[str]]:
+    """What is to run, and what a person should know of before. Raises ConfigurationError."""
+    layout = lay_out(load_settings(), any_port=any_port)
+    warnings = unknown(given_names())
+    if layout.own_redis is not None:
+        warnings += asyncio.run(examine(layout.own_redis, layout.redis))
+    return layout, warnings
 
 
 def main() -> None:
     """Runs the command; wrong use is one line on standard error and exit code 2."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="posthouse", standalone_mode=False)
     except typer.TyperException as error:
         code = _refuse(error.format_message(), error.exit_code)
+    except typer.Abort:
+        code = INTERRUPTED
     except ConfigurationError as error:
         code = _refuse(str(error), WRONG_USE)
     sys.exit(code)

@@ -36,6 +36,12 @@ class Screen:
         for part in clean(text).split("\n"):
             self._console.print(Text(_EDGE + part if part else "", style), soft_wrap=True)
 
+    def title(self, text: str, warnings: Iterable[str] = ()) -> None:
+        """What begins here, and what a person should know of before."""
+        self.line(text, "bold")
+        for warning in warnings:
+            self.line(warning, "yellow")
+
     def say(self, text: str) -> None:
         """One line of the supervisor."""
         self.line(text, "yellow")

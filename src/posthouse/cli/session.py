@@ -35,8 +35,14 @@ async def with_stack(
             if interrupts.received is None:
                 raise
             code = 128 + interrupts.received if interrupted is None else interrupted
-    screen.line(f"stopped; the data stays in {shown(layout.data_dir)}", "dim")
+    screen.line(f"stopped; {_what_stays(layout)}", "dim")
     return code
+
+
+def _what_stays(layout: Layout) -> str:
+    if layout.own_redis:
+        return f"the log stays in {shown(layout.log)}"
+    return f"the data stays in {shown(layout.data_dir)}"
 
 
 async def _live(layout: Layout, screen: Screen, work: Work, supervisor: Supervisor) -> int:

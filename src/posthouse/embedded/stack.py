@@ -4,10 +4,11 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from posthouse.embedded.joining import Joining, joining, without_secrets
 from posthouse.embedded.lock import data_folder
 from posthouse.embedded.logfile import Echo, LogFile
 from posthouse.embedded.ports import free_ports, obstacle
@@ -17,6 +18,7 @@ from posthouse.embedded.supervisor import Supervisor
 from posthouse.embedded.valkey import EmbeddedValkey, find_server
 from posthouse.errors import ConfigurationError
 from posthouse.settings import Settings
+from posthouse.storage.connect import connect
 
 LOCAL = "127.0.0.1"
 STAND_IN = "stand-in"
@@ -30,7 +32,10 @@ _DOCUMENTS = frozenset({".md", ".txt", ".html"})
 
 @dataclass(frozen=True)
 class Layout:
-    """What runs and where; `redis` and `model` are words for a person, without secrets."""
+    """What runs and where; `redis` and `model` are words for a person, without secrets.
+
+    `own_redis` is the address of the Redis that was set; None when the embedded one runs.
+    """
 
     processes: tuple[Process, ...]
     api_url: str
@@ -41,6 +46,8 @@ class Layout:
     data_dir: Path
     log: Path
     metrics_urls: tuple[str, ...]
+    joining: Joining
+    own_redis: str | None = field(default=None, repr=False)
 
 
 def lay_out(settings: Settings, *, any_port: bool = False) -> Layout:
@@ -53,8 +60,9 @@ def lay_out(settings: Settings, *, any_port: bool = False) -> Layout:
     data_dir = settings.data_dir.resolve()
     corpus = _corpus(settings)
     redis_port, model_port, *worker_ports = free_ports(2 + settings.workers)
-    stores, redis_env, redis = _redis(settings, data_dir, redis_port)
     models, model_env, model = _model(settings, model_port)
+    # Last, as it makes the folder of the data: nothing is made for settings that are refused.
+    stores, redis_env, redis = _redis(settings, data_dir, redis_port)
     shared = _shared_env(corpus, data_dir) | redis_env
     api = Process(
         name="api",
@@ -83,6 +91,8 @@ def lay_out(settings: Settings, *, any_port: bool = False) -> Layout:
             f"{api_url}/metrics",
             *(f"http://{LOCAL}:{port}/metrics" for port in worker_ports),
         ),
+        joining=joining(settings, redis_env | model_env, corpus),
+        own_redis=None if stores else redis_env["REDIS_URL"],
     )
 
 
@@ -120,20 +130,16 @@ def _redis(
     settings: Settings, data_dir: Path, port: int
 ) -> tuple[tuple[Process, ...], dict[str, str], str]:
     if "redis_url" in settings.model_fields_set and settings.redis_url:
-        return (), {"REDIS_URL": settings.redis_url}, _without_secrets(settings.redis_url)
+        connect(settings.redis_url)  # refuses what is no address of a Redis
+        return (), {"REDIS_URL": settings.redis_url}, without_secrets(settings.redis_url)
     valkey = EmbeddedValkey(find_server(), data_dir / "valkey", port)
     return (valkey.process(),), {"REDIS_URL": valkey.url}, f"{valkey.url} (embedded)"
-
-
-def _without_secrets(url: str) -> str:
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
 def _model(settings: Settings, port: int) -> tuple[tuple[Process, ...], dict[str, str], str]:
     key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else ""
     if key or settings.openai_base_url:
-        where = _without_secrets(settings.openai_base_url or "")
+        where = _endpoint(settings.openai_base_url) if settings.openai_base_url else ""
         return (), {}, f"{settings.openai_model} at {where}" if where else settings.openai_model
     process = Process(
         name=STAND_IN,
@@ -141,12 +147,23 @@ def _model(settings: Settings, port: int) -> tuple[tuple[Process, ...], dict[str
         env=_unproxied(),
         ready=answers_http(LOCAL, port, "/v1/models"),
     )
-    env = {
-        "OPENAI_BASE_URL": f"http://{LOCAL}:{port}/v1",
-        "OPENAI_API_KEY": STAND_IN,
-        "OPENAI_MODEL": STAND_IN,
-    }
-    return (process,), env, "the stand-in model, which is not a language model"
+    url = f"http://{LOCAL}:{port}/v1"
+    env = {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": STAND_IN, "OPENAI_MODEL": STAND_IN}
+    return (process,), env, f"the stand-in model at {url}, which is not a language model"
+
+
+def _endpoint(url: str) -> str:
+    """The address of a model without its secrets. Raises ConfigurationError when it is none."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise ConfigurationError(
+            "OPENAI_BASE_URL: it has to be http://host/... or https://host/..."
+        )
+    return without_secrets(url)
 
 
 def _worker(settings: Settings, number: int, port: int, env: dict[str, str]) -> Process:
