@@ -6,18 +6,22 @@ import re
 import orjson
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
 
-from api_app.problems import problem, request_id
+from api_app.problems import problem
 from posthouse.errors import InvalidRequest, PayloadTooLarge, RequestCode, RequestError
 from posthouse.ids import new_token
 
 MAX_DEPTH = 64
 BODY_SECONDS = 15.0
+TOO_DEEP = f"the body is nested deeper than {MAX_DEPTH} levels"
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _LONG_NUMBER = re.compile(rb"(?<![\d.])(-?\d{19,})(?![\d.eE])")
+_NO_NUMBER = re.compile(r"NaN|Infinity")
 _BRACKETS = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
@@ -25,7 +29,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Edge:
-    """Gives every request an id and every answer its headers; what nobody caught is a 500 here."""
+    """Gives every request (and its log lines) an id and every answer its headers; what nobody caught is a 500 here."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -37,6 +41,10 @@ class Edge:
         given = Headers(scope=scope).get("x-request-id", "")
         known = given if _REQUEST_ID.fullmatch(given) else new_token()
         scope.setdefault("state", {})["request_id"] = known
+        with bound_contextvars(request_id=known):
+            await self._answer(scope, receive, send, known)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, known: str) -> None:
         started = False
 
         async def send_with_headers(message: Message) -> None:
@@ -51,7 +59,7 @@ class Edge:
         try:
             await self._app(scope, receive, send_with_headers)
         except Exception:
-            _log.exception("request_failed", path=scope["path"], request_id=request_id(scope))
+            _log.exception("request_failed", path=scope["path"])
             if started:
                 raise
             detail = "an unexpected error; the log has it under this request id"
@@ -73,8 +81,13 @@ class BodyGuard:
             return
         try:
             body = await self._checked(scope, headers, receive)
+        except ClientDisconnect:
+            return  # half a body is no request, and nobody is there to be told
         except RequestError as error:
-            answer = problem(scope, error.code, str(error), errors=error.errors)
+            # What is left of the body is not waited for.
+            answer = problem(
+                scope, error.code, str(error), errors=error.errors, headers={"Connection": "close"}
+            )
             await answer(scope, receive, send)
             return
         except UnsupportedMediaType as error:
@@ -110,6 +123,8 @@ class BodyGuard:
                 more = True
                 while more:
                     message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
                     body += message.get("body", b"")
                     more = message.get("more_body", False)
                     if len(body) > self._limit:
@@ -125,6 +140,8 @@ class UnsupportedMediaType(Exception):
 
 def _check_media_type(headers: Headers) -> None:
     """JSON; or what curl says by itself, but not from a page, whose browser asked nobody."""
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise UnsupportedMediaType("the body must be plain JSON, without a Content-Encoding")
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json" or kind.endswith("+json"):
         return
@@ -142,9 +159,7 @@ def check_json(body: bytes) -> None:
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise _no_json(
-            f"the body is not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
-        ) from None
+        raise _no_json(_reason(body, error)) from None
     bare = _STRING.sub(b"0", body)
     _check_depth(bare)
     for number in _LONG_NUMBER.finditer(bare):
@@ -155,12 +170,28 @@ def check_json(body: bytes) -> None:
         raise _no_json("an object in the body has the same key twice")
 
 
+def _reason(body: bytes, error: orjson.JSONDecodeError) -> str:
+    """Why it could not be read, in words for whoever wrote it."""
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as broken:
+        return f"the body is not UTF-8 (byte {broken.start + 1})"
+    where = f"(line {error.lineno}, column {error.colno})"
+    if "depth" in error.msg:
+        return TOO_DEEP
+    if "infinity" in error.msg:
+        return f"a number is too large {where}"
+    if found := _NO_NUMBER.match(text, error.pos):
+        return f"the body is not JSON, which has no {found[0]} {where}"
+    return f"the body is not JSON: {error.msg} {where}"
+
+
 def _check_depth(bare: bytes) -> None:
     brackets = bare.translate(_BRACKETS, _NO_BRACKETS)
     for _ in range(MAX_DEPTH):
         brackets = brackets.replace(b"[]", b"")
     if brackets:
-        raise _no_json(f"the body is nested deeper than {MAX_DEPTH} levels")
+        raise _no_json(TOO_DEEP)
 
 
 def _no_json(message: str) -> InvalidRequest:

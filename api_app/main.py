@@ -4,15 +4,15 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from api_app.document import add_problem_document
 from api_app.guard import BodyGuard, Edge
 from api_app.problems import add_problem_handlers
-from api_app.routes import health, runs, streams, tutorial, workflows
-from api_app.service import Service
+from api_app.routes import front, health, runs, streams, tutorial, workflows
+from api_app.service import Service, said_once
 from posthouse.control.journal import Journal
 from posthouse.control.submission import Submissions
 from posthouse.events.hub import Hub
@@ -73,8 +73,9 @@ def build_app(
     app.add_middleware(Edge)
     add_problem_handlers(app)
     for room in (streams, runs, tutorial, workflows):
-        app.include_router(room.router, prefix="/api/v1")
+        app.include_router(room.router, prefix="/api/v1", dependencies=[Depends(said_once)])
     app.include_router(health.router)
+    app.include_router(front.router)
     add_problem_document(app)
     return app
 

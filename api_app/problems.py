@@ -13,6 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import Scope
 
+from api_app.names import canonical
+from posthouse.control.submission import LONGEST_LOCATION
 from posthouse.errors import RequestCode, RequestError, StorageUnavailable
 from posthouse.ids import is_ulid
 
@@ -38,6 +40,9 @@ RETRY_AFTER_SECONDS = 1
 METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 MEDIA_TYPE = "application/problem+json"
 TUTORIAL_PREFIX = "/api/v1/workflows/"
+MOST_ERRORS = 20
+EVENT_STREAM = "text/event-stream"
+COME_BACK = b"retry: 2000\n\n"
 
 _log = structlog.get_logger(__name__)
 
@@ -73,7 +78,12 @@ def problem(
     errors: tuple[Mapping[str, str], ...] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """The response for an error of this request; the status is the code's unless one is given."""
+    """The response for an error of this request; the status is the code's unless one is given.
+
+    Of many errors it shows the first ones, and the detail says so.
+    """
+    if len(errors) > MOST_ERRORS:
+        detail += f" (the first {MOST_ERRORS} of {len(errors)} errors are listed)"
     usual = STATUS[code]
     status = status or usual
     retryable = code is RequestCode.UNAVAILABLE
@@ -87,11 +97,12 @@ def problem(
         "retryable": retryable,
         "request_id": request_id(scope),
     }
-    run_id = next((part for part in scope["path"].split("/") if is_ulid(part)), None)
+    parts = map(canonical, scope["path"].split("/"))
+    run_id = next((part for part in parts if is_ulid(part)), None)
     if run_id is not None:
         body["run_id"] = run_id
     if errors:
-        body["errors"] = [dict(error) for error in errors]
+        body["errors"] = [dict(error) for error in errors[:MOST_ERRORS]]
     if scope["path"].startswith(TUTORIAL_PREFIX):
         body |= {"error": code, "message": detail}
     extra = {"Retry-After": str(RETRY_AFTER_SECONDS)} if retryable else {}
@@ -120,7 +131,15 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _unavailable(request: Request, error: Exception) -> Response:
     _log.warning("storage_unavailable", reason=str(error), cause=repr(error.__cause__))
+    if _is_event_source(request):
+        return Response(COME_BACK, headers={"Cache-Control": "no-cache"}, media_type=EVENT_STREAM)
     return problem(request.scope, RequestCode.UNAVAILABLE, str(error))
+
+
+def _is_event_source(request: Request) -> bool:
+    """A browser's, which gives up for good at any error; at a stream that ends it comes back."""
+    wanted = request.headers.get("accept")
+    return wanted == EVENT_STREAM and request.scope["path"].endswith("/stream")
 
 
 async def _not_valid(request: Request, error: Exception) -> Response:
@@ -152,7 +171,8 @@ async def _of_the_framework(request: Request, error: Exception) -> Response:
 
 
 def _location(parts: tuple[str | int, ...]) -> str:
-    return ".".join(str(part) for part in parts if part != "body") or "body"
+    location = ".".join(str(part) for part in parts if part != "body") or "body"
+    return location[:LONGEST_LOCATION]
 
 
 def _methods(request: Request) -> list[str]:

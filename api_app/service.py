@@ -1,6 +1,7 @@
 """What the routes work with, and how they get at it."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from fastapi import Depends, Request, Response
 from redis.asyncio import Redis
 
 from posthouse.control.journal import Journal
-from posthouse.control.submission import Submissions
-from posthouse.errors import StorageUnavailable
+from posthouse.control.submission import LONGEST_LOCATION, Submissions
+from posthouse.errors import InvalidRequest, StorageUnavailable
 from posthouse.events.hub import Hub
 from posthouse.events.log import EventLog
 from posthouse.runs.records import Records
@@ -22,6 +23,7 @@ from posthouse.workflows.definition import Workflow
 
 TENANT = "default"
 ANSWER_SECONDS = 0.85
+SINGLE_HEADERS = ("Idempotency-Key", "Last-Event-ID")
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,29 @@ class Service:
     write_seconds: float
 
 
-def _service(request: Request) -> Service:
+# Not async would mean a thread for each request.
+async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
 
 Serving = Annotated[Service, Depends(_service)]
+
+
+async def said_once(request: Request) -> None:
+    """Raises InvalidRequest when a query parameter or a header of ours is there twice."""
+    places = [f"query.{name}" for name, _ in request.query_params.multi_items()]
+    for name in SINGLE_HEADERS:
+        places += [f"header.{name}"] * len(request.headers.getlist(name))
+    for place, count in Counter(places).items():
+        if count > 1:
+            raise invalid(place[:LONGEST_LOCATION], "is there more than once")
+
+
+def invalid(location: str, message: str) -> InvalidRequest:
+    """The error for one wrong part of a request."""
+    error = {"location": location, "message": message}
+    return InvalidRequest(f"{location}: {message}", errors=(error,))
 
 
 @asynccontextmanager

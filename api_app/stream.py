@@ -11,6 +11,7 @@ from api_app.service import Service
 from posthouse.errors import NotFound, StorageUnavailable
 from posthouse.events.log import Logged
 from posthouse.events.reader import Delta, Dropped, Item, Reader
+from posthouse.events.types import TERMINAL_TYPES
 
 # In the scope of our own server: ends a connection whose client takes nothing more.
 ABORT = "posthouse.abort"
@@ -27,7 +28,10 @@ Frames: TypeAlias = Callable[[Sequence[Item]], Awaitable[bytes]]
 
 
 class NativeFrames:
-    """Frames of the envelopes themselves, of all types or of some; text in between has no id."""
+    """Frames of the envelopes themselves, of all types or of some; text in between has no id.
+
+    Of an end that is not wanted the bare id goes out: who comes back with it is told to stop.
+    """
 
     def __init__(self, types: frozenset[str] | None = None) -> None:
         self._types = types
@@ -35,7 +39,15 @@ class NativeFrames:
     async def __call__(self, items: Sequence[Item]) -> bytes:
         """The frames of the items that are wanted."""
         types = self._types
-        return b"".join(_frame(item) for item in items if types is None or item.type in types)
+        if types is None:
+            return b"".join(map(_frame, items))
+        return b"".join(_frame(item) if item.type in types else _bare_end(item) for item in items)
+
+
+def _bare_end(item: Item) -> bytes:
+    if isinstance(item, Logged) and item.type in TERMINAL_TYPES:
+        return b"id: %d\n\n" % item.seq
+    return b""
 
 
 def _frame(item: Item) -> bytes:

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, Header, Query, Response
 
+from api_app.names import RunId
 from api_app.schemas import RunRequest, accepted_view, run_view, step_view, summary_view
-from api_app.service import TENANT, Service, Serving, json_response, promptly
+from api_app.service import TENANT, Service, Serving, invalid, json_response, promptly
 from posthouse.control.submission import Submission
 from posthouse.errors import InvalidRequest
 from posthouse.events.log import PAGE_LIMIT
@@ -83,7 +84,7 @@ async def get_runs(
 ) -> Response:
     """A page of runs without inputs, outputs and steps; `next_cursor` is null at the end."""
     if cursor is not None and not is_ulid(cursor):
-        raise _invalid("query.cursor", "must be the next_cursor of another page")
+        raise invalid("query.cursor", "must be the next_cursor of another page")
     async with promptly():
         listing = await service.records.newest(Wanted(TENANT, status, workflow, limit, cursor))
     runs = [summary_view(record) for record in listing.runs]
@@ -91,14 +92,14 @@ async def get_runs(
 
 
 @router.get("/{run_id}", summary="Look at a run")
-async def get_run(service: Serving, run_id: str) -> Response:
+async def get_run(service: Serving, run_id: RunId) -> Response:
     """The record with input, output, error, usage and steps."""
     return await _shown(service, run_id)
 
 
 @router.get("/{run_id}/wait", summary="Wait for a run's end")
 async def wait_for_run(
-    service: Serving, run_id: str, timeout: Annotated[float, Query(ge=0, le=60)] = 30.0
+    service: Serving, run_id: RunId, timeout: Annotated[float, Query(ge=0, le=60)] = 30.0
 ) -> Response:
     """The record as soon as the run has ended, or as it stands after `timeout` seconds."""
     async with promptly():
@@ -111,7 +112,7 @@ async def wait_for_run(
 @router.get("/{run_id}/events", summary="Read a run's events")
 async def get_events(
     service: Serving,
-    run_id: str,
+    run_id: RunId,
     after: Annotated[int, Query(ge=0, le=10**15)] = 0,
     limit: Annotated[int, Query(ge=1, le=PAGE_LIMIT)] = 100,
 ) -> Response:
@@ -129,11 +130,11 @@ async def get_events(
 
 @router.get("/{run_id}/steps", summary="Read a run's steps")
 async def get_steps(
-    service: Serving, run_id: str, limit: Limit = 100, cursor: str = ""
+    service: Serving, run_id: RunId, limit: Limit = 100, cursor: str = ""
 ) -> Response:
     """The journalled steps in the order of their commits, with what they returned."""
     if cursor and not _POSITION.fullmatch(cursor):
-        raise _invalid("query.cursor", "must be the next_cursor of another page")
+        raise invalid("query.cursor", "must be the next_cursor of another page")
     async with promptly():
         await service.records.get(run_id, TENANT)
         steps = [step for step in await service.journal.steps(run_id) if step.position > cursor]
@@ -147,7 +148,7 @@ async def get_steps(
 
 
 @router.delete("/{run_id}", status_code=204, summary="Delete a run that has ended")
-async def delete_run(service: Serving, run_id: str) -> Response:
+async def delete_run(service: Serving, run_id: RunId) -> Response:
     """Removes the run and everything of it; 409 while it lives."""
     async with promptly():
         record = await service.records.get(run_id, TENANT)
@@ -160,8 +161,3 @@ async def _shown(service: Service, run_id: str) -> Response:
         record: RunRecord = await service.records.get(run_id, TENANT)
         steps = await service.journal.steps(run_id)
     return json_response(run_view(record, steps))
-
-
-def _invalid(location: str, message: str) -> InvalidRequest:
-    error = {"location": location, "message": message}
-    return InvalidRequest(f"{location}: {message}", errors=(error,))

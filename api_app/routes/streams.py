@@ -6,10 +6,10 @@ from typing import Annotated, get_args
 
 from fastapi import APIRouter, Header, Query, Response
 
+from api_app.names import RunId
 from api_app.progress import ProgressFrames
-from api_app.service import TENANT, Service, Serving, promptly
+from api_app.service import TENANT, Service, Serving, invalid, promptly
 from api_app.stream import EventStream, NativeFrames
-from posthouse.errors import InvalidRequest
 from posthouse.events.types import Event
 from posthouse.runs.model import RunRecord
 
@@ -48,7 +48,7 @@ After = Annotated[str | None, Query(description="A seq; only what follows it is 
 )
 async def stream_run(
     service: Serving,
-    run_id: str,
+    run_id: RunId,
     after: After = None,
     types: Annotated[str | None, Query(description="Event types, with commas.")] = None,
     form: Annotated[Format, Query(alias="format")] = Format.NATIVE,
@@ -82,7 +82,7 @@ def starting_point(last_event_id: str | None, after: str | None) -> int:
     for place, text in (("header.Last-Event-ID", last_event_id), ("query.after", after)):
         if text is not None:
             if _SEQ.fullmatch(text) is None:
-                raise _invalid(place, "must be the id of an event: a whole number from 0 on")
+                raise invalid(place, "must be the id of an event: a whole number from 0 on")
             return int(text)
     return 0
 
@@ -93,7 +93,7 @@ def _wanted_types(text: str | None) -> frozenset[str] | None:
     types = frozenset(text.split(","))
     if unknown := sorted(types - EVENT_TYPES):
         known = ", ".join(sorted(EVENT_TYPES))
-        raise _invalid("query.types", f"unknown event type {unknown[0][:64]!r}; there are: {known}")
+        raise invalid("query.types", f"unknown event type {unknown[0][:64]!r}; there are: {known}")
     return types
 
 
@@ -104,8 +104,3 @@ async def _record(service: Service, run_id: str) -> RunRecord:
 
 def _is_over(record: RunRecord, start: int) -> bool:
     return record.terminal and start >= record.seq
-
-
-def _invalid(location: str, message: str) -> InvalidRequest:
-    error = {"location": location, "message": message}
-    return InvalidRequest(f"{location}: {message}", errors=(error,))

@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Response
 
+from api_app.names import RunId
 from api_app.routes.runs import IdempotencyKey, accepted_response, checked_key, submit
 from api_app.routes.streams import After, LastEventId, progress_stream, starting_point
 from api_app.schemas import ResearchRequest, tutorial_view
@@ -40,7 +41,7 @@ async def post_research(
 )
 async def stream_progress(
     service: Serving,
-    workflow_id: str,
+    workflow_id: RunId,
     after: After = None,
     last_event_id: LastEventId = None,
 ) -> Response:

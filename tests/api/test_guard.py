@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api_app.guard import check_json
+from api_app.guard import BodyGuard, check_json
 from posthouse.errors import InvalidRequest
 
 RUNS = "/api/v1/runs"
@@ -59,6 +59,30 @@ async def test_the_position_is_told(client):
     assert "line 2, column 8" in response.json()["detail"]
 
 
+SAID = {
+    nested(10_000): "the body is nested deeper than 64 levels",
+    b'{"a":' * 3_000 + b"1" + b"}" * 3_000: "the body is nested deeper than 64 levels",
+    nested(65): "the body is nested deeper than 64 levels",
+    b'{"a":1e999}': "a number is too large (line 1, column 6)",
+    b'{"a":-1e999}': "a number is too large (line 1, column 6)",
+    b'{"a":' + b"9" * 5_000 + b"}": "a number is too large (line 1, column 6)",
+    b'{"a":"\xc3\xa4\xff"}': "the body is not UTF-8 (byte 9)",
+    "{}".encode("utf-16"): "the body is not UTF-8 (byte 1)",
+    b"[1,\n NaN]": "the body is not JSON, which has no NaN (line 2, column 2)",
+    b"[-NaN]": "the body is not JSON, which has no NaN (line 1, column 3)",
+    '{"ä":Infinity}'.encode(): "the body is not JSON, which has no Infinity (line 1, column 6)",
+    b"-Infinity": "the body is not JSON, which has no Infinity (line 1, column 2)",
+    b'{"a":1,"a":2}': "an object in the body has the same key twice",
+}
+
+
+@pytest.mark.parametrize("body", SAID, ids=lambda body: repr(body[:12]))
+async def test_what_is_wrong_with_a_body_is_named(client, body):
+    response = await client.post(RUNS, content=body, headers=JSON)
+
+    assert response.json()["detail"] == SAID[body]
+
+
 GOOD = [
     nested(64),
     b'{"a":{"a":1},"b":[{"a":1},{"a":2}]}',
@@ -110,6 +134,24 @@ async def test_a_body_above_the_limit_is_a_413(client):
     streamed = await client.post(RUNS, content=parts(), headers=JSON)
     for response in (declared, streamed):
         assert (response.status_code, response.json()["code"]) == (413, "payload_too_large")
+        assert response.headers["connection"] == "close"
+
+
+async def test_half_a_body_is_no_request():
+    sent = [
+        {"type": "http.request", "body": b'{"a":1}', "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive():
+        return sent.pop(0)
+
+    async def never(*_):
+        pytest.fail("nobody is there")
+
+    scope = {"type": "http", "path": "/", "headers": [(b"content-length", b"8")]}
+    await BodyGuard(never, 100)(scope, receive, never)
+    assert sent == []
 
 
 async def test_another_content_type_is_a_415(client):
@@ -123,3 +165,11 @@ async def test_json_under_its_other_names(client):
     for kind in ("application/json; charset=utf-8", "application/merge-patch+json", ""):
         response = await client.post(RUNS, content=body, headers={"Content-Type": kind})
         assert response.status_code == 202, kind
+
+
+async def test_a_compressed_body_is_a_415(client):
+    body = b'{"workflow":"echo","input":{"text":"hi"}}'
+    for coding, status in (("gzip", 415), ("br, identity", 415), ("identity", 202), ("", 415)):
+        headers = JSON | {"Content-Encoding": coding}
+        response = await client.post(RUNS, content=body, headers=headers)
+        assert response.status_code == status, coding

@@ -4,6 +4,7 @@ import time
 import httpx
 import pytest
 from pydantic import BaseModel, field_validator
+from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from api_app.main import build_app
@@ -68,13 +69,50 @@ async def test_what_nobody_expected_is_a_500_without_details(settings, redis):
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             wanted = {"workflow": "broken", "input": {"text": "x"}}
-            with capture_logs() as lines:
+            with capture_logs(processors=[merge_contextvars]) as lines:
                 response = await client.post(RUNS, json=wanted)
 
     assert (response.status_code, response.json()["code"]) == (500, "internal")
     [line] = [line for line in lines if line["event"] == "request_failed"]
     assert line["request_id"] == response.headers["x-request-id"]
     assert "secret" not in response.text
+
+
+async def test_every_log_line_of_a_request_has_its_id(client):
+    wanted = {"workflow": "echo", "input": {"text": "hi"}}
+    ids = [f"mine-{number}" for number in range(3)]
+    with capture_logs(processors=[merge_contextvars]) as lines:
+        answers = await asyncio.gather(
+            *(client.post(RUNS, json=wanted, headers={"X-Request-Id": one}) for one in ids)
+        )
+
+    accepted = {line["request_id"]: line["run_id"] for line in lines}
+    assert accepted == {one: answers[ids.index(one)].json()["run_id"] for one in ids}
+
+
+async def test_of_many_errors_the_first_are_listed(client):
+    fields = {"x" * 5_000 + str(number): 1 for number in range(15)}
+    wanted = {"workflow": "echo", "input": {"text": "hi"} | fields}
+    some = (await client.post(RUNS, json=wanted)).json()
+    wanted["input"] |= {str(number): 1 for number in range(10)}
+    many = (await client.post(RUNS, json=wanted)).json()
+    metadata = {str(number): 1 for number in range(16)} | {"y" * 5_000: 1}
+    framework = (await client.post(RUNS, json=wanted | {"metadata": metadata})).json()
+
+    assert (len(some["errors"]), len(many["errors"])) == (15, 20)
+    assert "errors are listed" not in some["detail"]
+    assert many["detail"].endswith("(the first 20 of 25 errors are listed)")
+    for body in (some, many, framework):
+        assert {len(error["location"]) <= 200 for error in body["errors"]} == {True}
+
+
+async def test_head_is_a_clean_405(api):
+    for path in ("/health/live", RUNS, f"{RUNS}/01ARZ3NDEKTSV4RRFFQ69G5FAV/stream"):
+        response = await api.client.head(path)
+        assert response.status_code == 405
+        assert "GET" in response.headers["allow"]
+        assert response.headers["content-type"] == "application/problem+json"
+        assert response.content == b""
 
 
 EVERYTHING = [
@@ -88,6 +126,20 @@ EVERYTHING = [
     ("GET", "/api/v1/workflows/01ARZ3NDEKTSV4RRFFQ69G5FAV/stream"),
     ("GET", "/health/ready"),
 ]  # fmt: skip
+
+
+async def test_an_event_source_is_told_to_come_back(valkey, serve, build):
+    settings = Settings(redis_url=valkey.url, _env_file=None)
+    async with serve(build(settings)) as api:
+        valkey.stop()
+        for method, path in EVERYTHING:
+            wanted = {"Accept": "text/event-stream"}
+            response = await api.client.request(method, path, headers=wanted)
+            if path.endswith("/stream"):
+                assert response.headers["content-type"].startswith("text/event-stream")
+                assert (response.status_code, response.text) == (200, "retry: 2000\n\n")
+            elif method != "POST":
+                assert response.status_code == 503
 
 
 @pytest.mark.parametrize("how", ["stop", "freeze", "fill", "replicate"])

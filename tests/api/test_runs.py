@@ -73,6 +73,56 @@ async def test_a_bad_key_is_refused(client):
         assert (response.status_code, code(response)) == (400, "invalid_request"), key
 
 
+async def test_two_keys_are_refused(client, redis):
+    for path, body in ((RUNS, WANTED), ("/api/v1/workflows/research", {"topic": "x"})):
+        for second in ("one", "two"):
+            keys_sent = [("Idempotency-Key", "one"), ("Idempotency-Key", second)]
+            response = await client.post(path, json=body, headers=keys_sent)
+            assert (response.status_code, code(response)) == (400, "invalid_request")
+            assert response.json()["errors"][0]["location"] == "header.Idempotency-Key"
+    assert await redis.dbsize() == 0
+
+
+async def test_a_parameter_that_is_there_twice_is_refused(client, scribe):
+    one = f"{RUNS}/{scribe.run_id}"
+    for path in (
+        f"{RUNS}?status=failed&status=completed", f"{RUNS}?limit=1&limit=1", f"{RUNS}?cursor&cursor=",
+        f"{one}/events?after=1&after=2", f"{one}/wait?timeout=0&timeout=60",
+        f"{one}/stream?after=1&after=2", f"/api/v1/workflows/{scribe.run_id}/stream?after=1&after=2",
+    ):  # fmt: skip
+        response = await client.get(path)
+        assert (response.status_code, code(response)) == (400, "invalid_request"), path
+        assert "is there more than once" in response.json()["detail"]
+
+
+async def test_an_id_is_taken_in_either_case(client, scribe):
+    await scribe.end()
+    lower = scribe.run_id.lower()
+    assert lower != scribe.run_id
+    for path in (RUNS, "/api/v1/workflows"):
+        shown = (await client.get(f"{path}/{lower}")).json()
+        assert scribe.run_id in (shown.get("run_id"), shown.get("workflow_id"))
+        done = await client.get(f"{path}/{lower}/stream", params={"after": scribe.seq})
+        assert done.status_code == 204
+    for path in ("/events", "/steps", "/wait"):
+        assert (await client.get(f"{RUNS}/{lower}{path}")).status_code == 200
+    assert (await client.delete(f"{RUNS}/{lower}")).status_code == 204
+    gone = (await client.get(f"{RUNS}/{lower}")).json()
+    assert (gone["status"], gone["run_id"]) == (404, scribe.run_id)
+
+
+async def test_the_key_of_a_deleted_run_still_gives_the_first_answer(client, scribe, redis):
+    key = {"Idempotency-Key": "k"}
+    first = await client.post(RUNS, json=WANTED, headers=key)
+    run_id = first.json()["run_id"]
+    await redis.delete(keys.run(run_id))
+    again = await client.post(RUNS, json=WANTED, headers=key)
+
+    assert again.json() == first.json()
+    assert again.headers["idempotency-replayed"] == "true"
+    assert (await client.get(again.headers["location"])).status_code == 404
+
+
 async def test_what_is_wrong_with_a_submission_is_said(client):
     wrong = [
         ({"input": {}}, "workflow"),

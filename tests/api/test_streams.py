@@ -94,6 +94,23 @@ async def test_only_the_wanted_types(api, scribe):
         assert [m.event for m in await feed.messages()] == ["run.created", "run.completed"]
 
 
+async def test_whoever_does_not_want_the_end_learns_its_id_and_is_stopped(api, scribe):
+    await scribe.write("turn.completed")
+    await scribe.end("failed")
+    path = f"{RUNS}/{scribe.run_id}/stream?types=turn.completed"
+    async with api.stream(path) as feed:
+        read = [message async for message in _every(feed)]
+    assert [(m.id, m.event) for m in read if m.retry is None] == [(3, "turn.completed"), (4, None)]
+    assert read[-1].data is None
+    again = await api.client.get(path, headers={"Last-Event-ID": "4"})
+    assert again.status_code == 204
+
+
+async def _every(feed):
+    while (message := await feed.next()) is not None:
+        yield message
+
+
 async def test_text_is_pushed_without_an_id(api, scribe):
     async with api.stream(f"{RUNS}/{scribe.run_id}/stream") as feed:
         await feed.messages(2)

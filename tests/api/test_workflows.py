@@ -14,3 +14,12 @@ async def test_an_unknown_definition_is_not_found(client):
 
     assert response.status_code == 404
     assert "echo, research" in response.json()["detail"]
+
+
+async def test_submitting_at_a_definition_is_told_where_to_go(client):
+    known = await client.post("/api/v1/workflows/echo", json={"text": "hi"})
+    unknown = await client.post("/api/v1/workflows/nothing", json={})
+
+    assert (known.status_code, unknown.status_code) == (404, 404)
+    assert "POST /api/v1/runs" in known.json()["detail"]
+    assert unknown.json()["detail"] == "there is no workflow 'nothing'; there are: echo, research"

@@ -11,14 +11,17 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from api_app.problems import STATUS
+from api_app.schemas import step_view
 from posthouse.cli.demo import DEFAULT_TOPIC
+from posthouse.control.journal import StepDone
 from posthouse.embedded.standin.evidence import Evidence, ReadPage
 from posthouse.embedded.standin.prose import sentences
 from posthouse.embedded.standin.script import Behaviour
 from posthouse.embedded.standin.words import telling
 from posthouse.embedded.standin.writer import report
 from posthouse.errors import RequestCode, RunCode
-from posthouse.events.types import Event
+from posthouse.events.types import TERMINAL_TYPES, Event
+from posthouse.journal.model import Outcome
 from posthouse.settings import Settings
 from posthouse.storage import keys
 from posthouse.telemetry import Metrics
@@ -113,6 +116,34 @@ def test_codes_are_those_that_there_are() -> None:
     assert {code: int(status) for code, status in rows} == {str(c): s for c, s in STATUS.items()}
     assert set(dict(rows)) == set(RequestCode)
     assert set(re.findall(r"^\| `(\w+)` \|", runs, re.MULTILINE)) == set(RunCode)
+
+
+def test_log_lines_are_those_that_there_are() -> None:
+    code = [file for top in ("src", "api_app", "worker_app") for file in (ROOT / top).rglob("*.py")]
+    logged = {line for file in code for line in _logged_in(ast.parse(file.read_text()))}
+    assert set(column("observe.md", "line")) <= logged
+
+
+def _logged_in(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(
+                func=ast.Attribute(attr="info" | "warning" | "error" | "exception"),
+                args=[ast.Constant(value=str(line)), *_],
+            ):
+                yield line
+            case _:
+                pass
+
+
+def test_a_step_has_the_fields_that_are_said() -> None:
+    shown = step_view(StepDone("a", Outcome(seq=1, epoch=1, time=0)))
+    assert column("submit-runs.md", "of a step") == [*shown, "result"]
+
+
+def test_a_browser_is_told_of_every_end() -> None:
+    [page] = re.findall(r"^```html$.*?^```$", (DOCS / "stream-events.md").read_text(), re.M | re.S)
+    assert set(re.findall(r"run\.[a-z]+", page)) == TERMINAL_TYPES
 
 
 def test_metrics_are_those_that_there_are() -> None:

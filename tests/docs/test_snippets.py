@@ -24,6 +24,7 @@ from api_app.main import create_app
 from api_app.problems import Problem
 from posthouse.embedded.standin.app import create_app as create_standin
 from posthouse.events.types import EVENT
+from posthouse.llm.retry import RetryPolicy
 from posthouse.runs.model import RunRecord, Status
 from posthouse.settings import Settings
 from posthouse.workflows.catalogue import library
@@ -212,6 +213,13 @@ async def test_the_stand_in_takes_its_curl_lines() -> None:
         for curl in STANDIN_CURLS:
             answer = await http.request(curl.method, curl.url.path, content=curl.body)
             assert answer.is_success, f"{curl}: {answer.text}"
+
+
+def test_the_faults_that_are_shown_pass_by_themselves() -> None:
+    [script] = [curl.body for curl in STANDIN_CURLS if curl.url.path == "/control/script"]
+    assert script is not None
+    faults = sum(behaviour["times"] for behaviour in json.loads(script)["behaviours"])
+    assert 0 < faults < RetryPolicy().attempts
 
 
 @pytest.mark.parametrize("snippet", of("bash"), ids=str)

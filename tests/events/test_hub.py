@@ -6,10 +6,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from posthouse.events.hub import Hub
 from posthouse.events.log import EventLog, Logged
-from posthouse.events.reader import Delta, Dropped
+from posthouse.events.reader import READ_LIMIT, Delta, Dropped
 from posthouse.ids import new_run_id
 from posthouse.storage import keys
 from posthouse.storage.connect import connect
@@ -202,6 +203,48 @@ async def test_redis_goes_away_and_comes_back(valkey, scribe):
             valkey.start()
             await run.write("run.completed", publish=False)
             assert envelopes(await rest) == run.envelopes[1:]
+
+
+async def test_a_subscription_that_never_lasts_is_asked_for_less_and_less_often(valkey, scribe):
+    client = connect(valkey.url)
+    seen, enough = [], asyncio.Event()
+
+    def count(logger, method, line):
+        seen.append((line["event"], time.monotonic()))
+        if len(seen) == 5:
+            enough.set()
+        return line
+
+    async with client:
+        # It can connect, but not listen.
+        await client.execute_command("ACL", "SETUSER", "default", "resetchannels")
+        with capture_logs(processors=[count]):
+            async with Hub(client) as hub, asyncio.timeout(LIMIT):
+                with hub.reader(scribe.run_id):
+                    await enough.wait()
+    assert {line for line, _ in seen} == {"hub.disconnected"}
+    # Half of the four pauses is what chance leaves of them at least.
+    assert seen[4][1] - seen[0][1] >= (0.05 + 0.1 + 0.2 + 0.4) / 2
+
+
+async def test_a_check_that_fails_is_said_and_made_again(hub, scribe, redis: Redis):
+    await redis.set(keys.run(scribe.run_id), "no record")
+    with hub.reader(scribe.run_id), capture_logs() as lines:
+        await hub.check()
+    assert [line["event"] for line in lines] == ["hub.check_failed"]
+
+
+async def test_many_readers_far_behind_get_everything(hub, scribe):
+    for _ in range(READ_LIMIT * 2):
+        await scribe.write("turn.completed", publish=False)
+    readers = [hub.reader(scribe.run_id, after) for after in range(0, 40)]
+    reading = [asyncio.create_task(collect(reader)) for reader in readers]
+    await scribe.write("run.completed")
+    async with asyncio.timeout(LIMIT):
+        read = await asyncio.gather(*reading)
+    assert [envelopes(items) for items in read] == [scribe.envelopes[after:] for after in range(40)]
+    for reader in readers:
+        reader.close()
 
 
 async def test_a_log_that_was_cut_back_drops_its_reader(hub, scribe):

@@ -18,6 +18,7 @@ from posthouse.runs.transitions import Acceptance, Accepted, Transitions
 from posthouse.workflows.definition import Workflow
 
 REPEAT_WITHIN_SECONDS = 0.25
+LONGEST_LOCATION = 200
 
 _log = structlog.get_logger(__name__)
 
@@ -106,14 +107,14 @@ class Submissions:
 
 
 def _validated(model: type[BaseModel], submission: Submission) -> BaseModel:
+    def location(parts: tuple[int | str, ...]) -> str:
+        return ".".join((*submission.location, *map(str, parts)))[:LONGEST_LOCATION] or "input"
+
     try:
         return model.model_validate_json(orjson.dumps(submission.input))
     except ValidationError as error:
         errors = tuple(
-            {
-                "location": ".".join((*submission.location, *map(str, found["loc"]))) or "input",
-                "message": found["msg"],
-            }
+            {"location": location(found["loc"]), "message": found["msg"]}
             for found in error.errors(include_url=False, include_context=False, include_input=False)
         )
         first = f"{errors[0]['location']}: {errors[0]['message']}"

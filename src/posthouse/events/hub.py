@@ -18,9 +18,11 @@ from posthouse.storage import keys
 
 SUBSCRIBE_AT_ONCE = 500
 MESSAGES_AT_ONCE = 32
+CATCH_UP_AT_ONCE = 4
 FIRST_DELAY_SECONDS = 0.05
 LONGEST_DELAY_SECONDS = 2.0
 CONNECT_SECONDS = 5.0
+LASTING_SECONDS = 1.0
 CANCEL_AGAIN_SECONDS = 0.05
 
 _log = structlog.get_logger(__name__)
@@ -41,6 +43,7 @@ class Hub:
         self._capacity = capacity
         self._channels: dict[bytes, Channel] = {}
         self._dirty: set[bytes] = set()
+        self._catching_up = asyncio.Semaphore(CATCH_UP_AT_ONCE)
         self._pinging = False
         self._changed = asyncio.Event()
         self._closed = False
@@ -82,7 +85,9 @@ class Hub:
         key = keys.events(run_id).encode()
         channel = self._channels.get(key)
         if channel is None:
-            channel = self._channels[key] = Channel(run_id, self._event_log, self._forget)
+            channel = self._channels[key] = Channel(
+                run_id, self._event_log, self._forget, self._catching_up
+            )
             self._touch(key)
         reader = Reader(channel, after, self._capacity)
         if self._closed:
@@ -108,6 +113,9 @@ class Hub:
         try:
             seqs = await self._event_log.seqs([channel.run_id for channel in channels])
         except StorageUnavailable:
+            return
+        except Exception as error:  # or nobody would ever look again
+            _log.warning("hub.check_failed", error=f"{type(error).__name__}: {error}")
             return
         for channel, seq in zip(channels, seqs, strict=True):
             for reader in channel.readers:
@@ -135,10 +143,10 @@ class Hub:
         delay = FIRST_DELAY_SECONDS
         while True:
             connection = self._new_connection()
+            began = clock.monotonic()
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
                     await connection.connect()  # type: ignore[no-untyped-call]
-                delay = FIRST_DELAY_SECONDS
                 await self._serve(connection)
             except* Exception as errors:  # whatever it was, the readers are still there
                 _log.warning("hub.disconnected", error=_first(errors))
@@ -146,6 +154,8 @@ class Hub:
                 for channel in self._channels.values():
                     channel.disconnect()
                 await connection.disconnect(nowait=True)
+            if clock.monotonic() - began > LASTING_SECONDS:
+                delay = FIRST_DELAY_SECONDS
             await clock.sleep(delay * (0.5 + secrets.randbelow(1000) / 1000))
             delay = min(2 * delay, LONGEST_DELAY_SECONDS)
 

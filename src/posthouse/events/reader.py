@@ -9,10 +9,12 @@ from typing import Self, TypeAlias
 
 from posthouse import clock
 from posthouse.errors import PosthouseError, StorageUnavailable
-from posthouse.events.log import PAGE_LIMIT, EventLog, Logged, Page
+from posthouse.events.log import EventLog, Logged, Page
 from posthouse.events.types import TERMINAL_TYPES
 
 READ_AGAIN_SECONDS = 1.0
+# Small, so that a reader that takes nothing holds little, and one far behind holds nobody up.
+READ_LIMIT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,15 @@ class _Over(Enum):
 class Channel:
     """The readers of one run in this process, and the reading of its log that they share."""
 
-    def __init__(self, run_id: str, log: EventLog, abandoned: Callable[["Channel"], None]) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        log: EventLog,
+        abandoned: Callable[["Channel"], None],
+        catching_up: asyncio.Semaphore,
+    ) -> None:
         self.run_id = run_id
+        self.catching_up = catching_up
         self.readers: set[Reader] = set()
         self.asked = False
         self.confirmed = False
@@ -93,7 +102,7 @@ class Channel:
     async def _read(self, after: int) -> Page:
         await clock.sleep(0)  # so that everybody woken by the same message can join
         del self._pages[after]  # whoever asks from here on may know of something newer
-        return await self._log.page(self.run_id, after)
+        return await self._log.page(self.run_id, after, READ_LIMIT)
 
     def _was_read(self, task: asyncio.Task[Page]) -> None:
         self._reading.discard(task)
@@ -113,8 +122,8 @@ class Reader:
     """
 
     __slots__ = (
-        "_answered", "_asked", "_buffer", "_capacity", "_channel", "_nudged", "_over", "_resting",
-        "_retry", "_waiter", "seq",
+        "_answered", "_asked", "_behind", "_buffer", "_capacity", "_channel", "_nudged", "_over",
+        "_resting", "_retry", "_waiter", "seq",
     )  # fmt: skip
 
     def __init__(self, channel: Channel, after: int, capacity: int) -> None:
@@ -125,7 +134,7 @@ class Reader:
         self._asked = 1  # readings of the log that were wanted, and below, that were made
         self._answered = 0
         self._resting = not channel.confirmed
-        self._nudged = False
+        self._nudged = self._behind = False
         self._over: _Over | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -171,7 +180,7 @@ class Reader:
             if self._over is not None:
                 return None
             if self._asked > self._answered and not self._resting:
-                await self._read()
+                await self._read_on()
             elif self._nudged:
                 self._nudged = False
                 return []
@@ -217,6 +226,14 @@ class Reader:
         if item.type in TERMINAL_TYPES and item.run_id == self._channel.run_id:
             self._asked += 1  # the log says whether this was the end or a retry followed
 
+    async def _read_on(self) -> None:
+        """Reads a page; of all readers with a full one behind them only a few at a time."""
+        if not self._behind:
+            await self._read()
+            return
+        async with self._channel.catching_up:
+            await self._read()
+
     async def _read(self) -> None:
         asked, after = self._asked, self.seq
         try:
@@ -234,7 +251,8 @@ class Reader:
         for event in page.events:
             if event.seq > self.seq:
                 self._accept(event)
-        whole = unchanged and len(page.events) < PAGE_LIMIT
+        self._behind = len(page.events) == READ_LIMIT
+        whole = unchanged and not self._behind
         self._answered = self._asked if whole else asked
         self._asked = self._answered + (not whole)
         if page.missing or (whole and page.ended and self.seq <= page.seq):
