@@ -22,6 +22,8 @@ _SECRET_TEXT = (
     (re.compile(r"(?i)\b(bearer|basic)\s+(?=\S*\d)[A-Za-z0-9._~+/=-]{8,}"), rf"\1 {HIDDEN}"),
 )
 
+# A shorter key is a word, such as the stand-in's, and hiding a word hides the log.
+SECRET_LENGTH = 12
 # These write a line per request or per job, which ours say better.
 _QUIET = ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "asyncio", "arq")
 _REROUTED = ("uvicorn", "uvicorn.error", "uvicorn.access", "arq", "redis", "openai")
@@ -93,8 +95,7 @@ def _clean(text: str) -> str:
 
 def _renderer(secrets: Iterable[str]) -> Processor:
     json_renderer = structlog.processors.JSONRenderer(ensure_ascii=False)
-    # A short one would tear words apart and is no secret anyway.
-    known = [secret for secret in secrets if len(secret) >= 8]
+    known = [secret for secret in secrets if len(secret) >= SECRET_LENGTH]
 
     def render(logger: WrappedLogger, method: str, line: MutableMapping[str, Any]) -> str:
         text = str(json_renderer(logger, method, line))

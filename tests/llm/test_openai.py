@@ -144,6 +144,13 @@ async def test_usage_may_be_missing(bench: Bench) -> None:
     assert answer.tokens is None
 
 
+async def test_usage_that_cannot_be_is_none(bench: Bench) -> None:
+    for given in ("many", -1, 2**40, None):
+        usage = {"prompt_tokens": given, "completion_tokens": 3, "total_tokens": 3}
+        answer = await bench.ask(stream(delta("stop", content="x") | {"usage": usage}, "[DONE]"))
+        assert answer.tokens is None
+
+
 async def test_what_is_sent(bench: Bench) -> None:
     calls = (
         ToolCall(id="a", name="look at", arguments="{oops"),
@@ -235,6 +242,9 @@ async def test_surrogates_are_joined_or_replaced(bench: Bench) -> None:
         response(200, {"not": "a stream"}),
         b"",
         b"no http\r\n\r\n",
+        stream(delta(content=17), "[DONE]"),
+        stream(delta(tool_calls=[{"index": 0, "function": "none"}]), "[DONE]"),
+        stream(delta() | {"choices": 5}, "[DONE]"),
     ],
 )
 async def test_truncated_and_corrupt_answers_are_connection_errors(

@@ -10,6 +10,7 @@ from redis.exceptions import (
     AuthenticationError,
     ConnectionError,
     InvalidResponse,
+    NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
@@ -73,8 +74,8 @@ def available() -> Iterator[None]:
 
 def _meaning(error: Exception) -> str | None:
     match error:
-        case AuthenticationError():
-            return "Redis refuses the credentials in REDIS_URL"
+        case AuthenticationError() | NoPermissionError():
+            return "Redis refuses what the credentials in REDIS_URL ask for"
         case OutOfMemoryError():
             return "Redis is full"
         case ReadOnlyError():

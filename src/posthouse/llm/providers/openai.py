@@ -35,7 +35,13 @@ DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _CONNECT_SECONDS = 10.0
 _LOGGED_CHARACTERS = 2000
 _ID_LIMIT = 64
+_WORD_LIMIT = 128
+_MOST_CALLS = 128
+_MOST_TOKENS = 2**31
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
+
+# The SDK validates no chunk, so what a server garbles shows where it is used.
+_GARBLED = (ValueError, TypeError, AttributeError, RecursionError)
 
 _log = structlog.get_logger(__name__)
 
@@ -84,13 +90,13 @@ class OpenAIProvider:
         try:
             async with asyncio.timeout(request.timeout_seconds):
                 answer = await self._answer(request, on_text)
+            return answer.completion(request.model, round((clock.monotonic() - started) * 1000))
         except TimeoutError:
             raise classify.timed_out() from None
-        except (openai.OpenAIError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (openai.OpenAIError, *_GARBLED) as error:
             _log_failure(request.model, error)
             # Not chained: whoever prints the error must not print the provider's words.
             raise _classified(error) from None
-        return answer.completion(request.model, round((clock.monotonic() - started) * 1000))
 
     async def _answer(self, request: ModelRequest, on_text: Callable[[str], None]) -> "_Answer":
         answer = _Answer(on_text)
@@ -142,17 +148,13 @@ class _Answer:
         # The SDK builds chunks without validation: any part of them may be missing.
         if not isinstance(chunk, ChatCompletionChunk):
             raise classify.cut_off()
-        self.model = self.model or getattr(chunk, "model", None) or ""
-        usage = getattr(chunk, "usage", None)
-        if usage is not None:
-            self.tokens = Tokens(
-                input=usage.prompt_tokens or 0, output=usage.completion_tokens or 0
-            )
+        self.model = self.model or _word(getattr(chunk, "model", None))
+        self.tokens = _tokens(getattr(chunk, "usage", None)) or self.tokens
         for choice in getattr(chunk, "choices", None) or ():
             self._add_choice(choice)
 
     def _add_choice(self, choice: Choice) -> None:
-        self.finish_reason = getattr(choice, "finish_reason", None) or self.finish_reason
+        self.finish_reason = _word(getattr(choice, "finish_reason", None)) or self.finish_reason
         delta = getattr(choice, "delta", None)
         if delta is None:
             return
@@ -194,7 +196,7 @@ class _Answer:
 
 
 def _finished_calls(calls: Iterable[_PartialCall]) -> tuple[ToolCall, ...]:
-    whole = [call for call in calls if call.name or call.arguments]
+    whole = [call for call in calls if call.name or call.arguments][:_MOST_CALLS]
     taken: set[str] = set()
     finished = []
     for position, call in enumerate(whole):
@@ -213,6 +215,20 @@ def _safe_id(given: str, position: int, taken: set[str]) -> str:
         candidate = f"{safe[: _ID_LIMIT - 12]}-{number}"
         number += 1
     return candidate
+
+
+def _tokens(usage: object) -> Tokens | None:
+    """What the provider says; None unless both numbers are such as can be."""
+    numbers = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+    match numbers:
+        case [int(given), int(made)] if 0 <= given < _MOST_TOKENS and 0 <= made < _MOST_TOKENS:
+            return Tokens(input=given, output=made)
+        case _:
+            return None
+
+
+def _word(value: object) -> str:
+    return _storable(value)[:_WORD_LIMIT] if isinstance(value, str) else ""
 
 
 def _storable(text: str) -> str:
@@ -275,11 +291,11 @@ def _tool(offer: ToolOffer) -> dict[str, Any]:
     return {"type": "function", "function": offer.model_dump()}
 
 
-def _classified(error: openai.OpenAIError | ValueError) -> RunFailed:
+def _classified(error: Exception) -> RunFailed:
     match error:
         case openai.APITimeoutError():
             return classify.timed_out()
-        case openai.APIConnectionError() | openai.APIResponseValidationError() | ValueError():
+        case openai.APIConnectionError() | openai.APIResponseValidationError():
             return classify.cut_off()
         case openai.APIStatusError():
             headers = error.response.headers
@@ -289,8 +305,10 @@ def _classified(error: openai.OpenAIError | ValueError) -> RunFailed:
             return classify.failure(error.status_code, error.code or "", wait)
         case openai.APIError():
             return classify.stream_failure(error.code or "", error.type or "")
-        case _:
+        case openai.OpenAIError():
             return classify.failure(400)
+        case _:
+            return classify.cut_off()
 
 
 def _log_failure(model: str, error: Exception) -> None:
