@@ -1,5 +1,6 @@
 """A look at the Redis that was set, before anything starts: whether it answers, and is fit."""
 
+import asyncio
 import os
 import socket
 import ssl
@@ -16,6 +17,7 @@ from redis.exceptions import (
 
 from posthouse.errors import ConfigurationError, StorageUnavailable
 from posthouse.storage.connect import available, connect
+from posthouse.storage.ending import ended
 
 PATIENCE_SECONDS = 2.0
 
@@ -25,6 +27,15 @@ async def examine(url: str, name: str) -> tuple[str, ...]:
 
     Raises ConfigurationError when it does not answer. What it may not be asked is not amiss.
     """
+    look = asyncio.create_task(_look(url, name))
+    try:
+        await asyncio.wait([look])
+    finally:
+        await ended([look])
+    return look.result()
+
+
+async def _look(url: str, name: str) -> tuple[str, ...]:
     redis = connect(
         url,
         max_connections=1,

@@ -8,11 +8,11 @@ from random import Random
 import structlog
 
 from posthouse import __version__, clock, ids
-from posthouse.engine.ending import ended
 from posthouse.engine.slice import AnyWorkflow, Slice, Workshop, owner_of
 from posthouse.errors import StorageUnavailable
 from posthouse.runs.ownership import Claimed
 from posthouse.runs.transitions import Transitions
+from posthouse.storage.ending import ended
 
 log = structlog.get_logger()
 

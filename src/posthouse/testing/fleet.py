@@ -10,7 +10,6 @@ from redis.asyncio import Redis
 from posthouse import ids
 from posthouse.agents.spec import Agent
 from posthouse.engine.context import AgentRunner
-from posthouse.engine.ending import ended
 from posthouse.engine.engine import Engine, Identity
 from posthouse.engine.leases import Leases
 from posthouse.engine.pusher import Pusher
@@ -25,6 +24,7 @@ from posthouse.runs.model import TERMINAL, RunRecord, Status, record_from
 from posthouse.runs.transitions import Acceptance, Transitions
 from posthouse.storage import keys
 from posthouse.storage.connect import connect
+from posthouse.storage.ending import ended
 from posthouse.telemetry import Metrics
 from posthouse.workflows.definition import Workflow
 
