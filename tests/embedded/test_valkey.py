@@ -56,6 +56,8 @@ async def test_after_kill_9_it_comes_back_on_its_port_with_its_data(
         async with Redis.from_url(valkey.url) as redis:
             for number in range(500):
                 await redis.rpush("road", number)
+            # With everysec a write may wait up to two seconds for a slow disk.
+            await redis.execute_command("WAITAOF", 1, 0, 10_000)
         pid = supervisor.pid("valkey")
         assert pid is not None
         os.kill(pid, signal.SIGKILL)

@@ -310,6 +310,8 @@ async def test_redis_away_for_longer_than_the_lease_costs_nothing(valkey, calls:
         fleet.worker()
         run_id = await fleet.submit("flow", "{}")
         await asyncio.wait_for(calls.reached.wait(), 5)
+        # With everysec a write may wait up to two seconds for a slow disk.
+        await fleet.redis.execute_command("WAITAOF", 1, 0, 4000)
         await asyncio.to_thread(valkey.kill)
         calls.gate.set()
         await asyncio.sleep(1.0)

@@ -11,13 +11,15 @@ pytestmark = pytest.mark.guarantee("G10")
 LEASE_SECONDS = 1.0
 
 
-async def test_the_embedded_server_dies_under_a_run(road, topic, as_ever):
+async def test_the_embedded_server_dies_under_a_run(road, redis, topic, as_ever):
     await road.model.tell(as_ever, {"type": "hold", "name": "middle"})
     others = {name: road.stack.pid(name) for name in ("api", "worker-1", "worker-2")}
     run_id = await road.submit(topic())
     async with road.reading(run_id) as reader, road.reading(run_id, "tutorial") as tutorial:
         await road.model.held()
         await reader.until("turn.started", 2)
+        # With everysec a write may wait up to two seconds for a slow disk.
+        await redis.execute_command("WAITAOF", 1, 0, 5000)
         road.hurt("valkey")
         await road.model.release("middle")  # the answer comes while there is nobody to keep it
         messages, _ = await asyncio.gather(reader.end(), tutorial.end())
