@@ -334,7 +334,8 @@ async def test_readers_that_leave_and_come_at_once_miss_nothing(hub, scribe):
         hub.reader(scribe.run_id).close()
         with hub.reader(scribe.run_id, number + 1) as reader:
             await scribe.write("turn.completed")
-            await receive(reader, 1)
+            [item] = await receive(reader, 1)
+            assert item.seq == number + 2
 
 
 async def test_closing_the_hub_ends_every_reader_and_leaves_no_task(redis, valkey_url, scribe):

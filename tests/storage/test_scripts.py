@@ -122,9 +122,8 @@ class Fleet:
     """A run's whole life with one script failing once; each call is repeated as its real caller would."""
 
     def __init__(self, redis: Redis, scripts: Scripts) -> None:
-        self.redis, self.transitions, self.journal = redis, Transitions(redis), JournalStore(redis)
-        self.transitions._scripts = scripts
-        self.journal._scripts = scripts
+        self.redis = redis
+        self.transitions, self.journal = Transitions(redis, scripts), JournalStore(redis, scripts)
         self.claims = 0
 
     async def sweep(self) -> None:

@@ -41,9 +41,9 @@ class Record:
 class JournalStore:
     """The journals of all runs, on one Redis client. Raises StorageUnavailable, and OwnershipLost on every refusal."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, scripts: Scripts | None = None) -> None:
         self._redis = redis
-        self._scripts = Scripts(redis)
+        self._scripts = scripts or Scripts(redis)
 
     async def load(self, run_id: str) -> Loaded:
         """What the run has done so far; results above the limit are fetched from their blobs."""

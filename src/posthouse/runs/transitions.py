@@ -57,10 +57,10 @@ class Ending:
 
 
 class Transitions:
-    """The transitions of runs on one Redis client."""
+    """The transitions of runs on one Redis client; `scripts` when they are run in another way than usual."""
 
-    def __init__(self, redis: Redis) -> None:
-        self._scripts = Scripts(redis)
+    def __init__(self, redis: Redis, scripts: Scripts | None = None) -> None:
+        self._scripts = scripts or Scripts(redis)
 
     async def accept(self, run: Acceptance) -> Accepted:
         """Writes record, first event and queue entry at once. Raises IdempotencyMismatch."""
