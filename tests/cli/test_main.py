@@ -118,6 +118,8 @@ def test_ctrl_c_while_a_redis_is_looked_at_is_no_fault(environment: dict[str, st
             env=environment | {"REDIS_URL": url},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            # What a shell starts in the background ignores Ctrl-C, and so do its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         with process:
             connection, _ = silent.accept()
