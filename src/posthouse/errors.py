@@ -10,6 +10,7 @@ PosthouseError
 ├── StorageUnavailable        the API answers 503; a worker waits and goes on
 ├── ConfigurationError        the operator mends a setting or a definition
 ├── ToolFailed                the model is told, and adapts
+├── EndpointDown              the run waits without a worker until the model's endpoint may be asked again
 └── RunFailed                 the run ends with a public code
     ├── ModelUnavailable      transient: backed off and tried again, then the run ends
     ├── InvalidOutput         the model is told what was wrong, a bounded number of times
@@ -21,7 +22,10 @@ PosthouseError
 Parked, OwnershipLost         control flow of the engine (BaseException): no workflow code catches them
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 
 class RequestCode(StrEnum):
@@ -47,12 +51,37 @@ class RunCode(StrEnum):
     CONTENT_REFUSED = "content_refused"
     TOOL_FAILED = "tool_failed"
     MAX_ITERATIONS = "max_iterations"
+    LOOP_DETECTED = "loop_detected"
     FATAL = "fatal"
 
 
-RETRYABLE_CODES = frozenset(
-    {RunCode.RATE_LIMIT, RunCode.CONNECTION, RunCode.SERVER_ERROR, RunCode.TIMEOUT}
-)
+@dataclass(frozen=True)
+class Fault:
+    """What a code means to a caller: whether the same run may succeed when it is tried again later."""
+
+    retryable: bool
+
+    @property
+    def status(self) -> Literal[503, 422]:
+        """The HTTP status for whoever answers a request of their own with the run."""
+        return 503 if self.retryable else 422
+
+
+_PASSES = Fault(retryable=True)
+_STAYS = Fault(retryable=False)
+
+FAULTS: Mapping[RunCode, Fault] = {
+    RunCode.RATE_LIMIT: _PASSES,
+    RunCode.CONNECTION: _PASSES,
+    RunCode.SERVER_ERROR: _PASSES,
+    RunCode.TIMEOUT: _PASSES,
+    RunCode.INVALID_OUTPUT: _STAYS,
+    RunCode.CONTENT_REFUSED: _STAYS,
+    RunCode.TOOL_FAILED: _STAYS,
+    RunCode.MAX_ITERATIONS: _STAYS,
+    RunCode.LOOP_DETECTED: _STAYS,
+    RunCode.FATAL: _STAYS,
+}
 
 
 class PosthouseError(Exception):
@@ -119,6 +148,14 @@ class ToolFailed(PosthouseError):
         self.status_code = status_code
 
 
+class EndpointDown(PosthouseError):
+    """The breaker of a model's endpoint is open; it may be asked again after `wait_seconds`."""
+
+    def __init__(self, wait_seconds: float) -> None:
+        super().__init__("the model's endpoint is not asked: it failed again and again")
+        self.wait_seconds = wait_seconds
+
+
 class RunFailed(PosthouseError):
     """Ends the run as failed with a public code; `str()` of it is shown to the caller."""
 
@@ -129,7 +166,7 @@ class RunFailed(PosthouseError):
     @property
     def retryable(self) -> bool:
         """Whether the same run may succeed when it is tried again later."""
-        return self.code in RETRYABLE_CODES
+        return FAULTS[self.code].retryable
 
 
 class ModelUnavailable(RunFailed):
@@ -193,7 +230,8 @@ def recorded_failure(code: RunCode, message: str) -> RunFailed:
     """The error that a step ended with, as every replay sees it."""
     if kind := _BY_CODE.get(code):
         return kind(message)
-    return ModelUnavailable(message, code=code)
+    kind_by_code = ModelUnavailable if FAULTS[code].retryable else RunFailed
+    return kind_by_code(message, code=code)
 
 
 class OwnershipLost(BaseException):

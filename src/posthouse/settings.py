@@ -22,12 +22,20 @@ class Settings(BaseSettings):
     workflow_ttl_seconds: int = Field(3600, ge=1, validation_alias="WORKFLOW_TTL_SECONDS")
 
     host: str = Field("127.0.0.1", validation_alias="POSTHOUSE_HOST")
+    hosts: str = Field("", validation_alias="POSTHOUSE_HOSTS")
     port: int = Field(8000, ge=1, le=65535, validation_alias="POSTHOUSE_PORT")
     workers: int = Field(2, ge=1, le=64, validation_alias="POSTHOUSE_WORKERS")
     worker_slots: int = Field(50, ge=1, le=1000, validation_alias="POSTHOUSE_WORKER_SLOTS")
     metrics_port: int = Field(0, ge=0, le=65535, validation_alias="POSTHOUSE_METRICS_PORT")
     data_dir: Path = Field(Path(".posthouse"), validation_alias="POSTHOUSE_DATA_DIR")
+    libraries: str = Field("", validation_alias="POSTHOUSE_LIBRARIES")
+    search: str = Field("corpus", validation_alias="POSTHOUSE_SEARCH")
+    search_api_key: SecretStr | None = Field(None, validation_alias="POSTHOUSE_SEARCH_API_KEY")
+    search_url: str | None = Field(None, validation_alias="POSTHOUSE_SEARCH_URL")
     corpus: Path = Field(Path("docs"), validation_alias="POSTHOUSE_CORPUS")
+    model_wait_seconds: float = Field(
+        900.0, ge=0, le=86_400, validation_alias="POSTHOUSE_MODEL_WAIT_SECONDS"
+    )
     lease_seconds: float = Field(6.0, ge=0.5, le=300, validation_alias="POSTHOUSE_LEASE_SECONDS")
     drain_seconds: float = Field(20.0, ge=0, le=3600, validation_alias="POSTHOUSE_DRAIN_SECONDS")
     max_body_bytes: int = Field(1_048_576, ge=1024, validation_alias="POSTHOUSE_MAX_BODY_BYTES")

@@ -8,10 +8,10 @@ HEAD_LIMIT = 1024
 
 
 def head(text: str) -> str:
-    """The first KiB of a text, for an event; the whole is in the journal."""
-    raw = text.encode()
+    """The first KiB of a text, for an event; the whole is in the journal. Lone surrogates become `?`."""
+    raw = text[: HEAD_LIMIT + 1].encode(errors="replace")
     if len(raw) <= HEAD_LIMIT:
-        return text
+        return raw.decode()
     return raw[: HEAD_LIMIT - 3].decode(errors="ignore") + "…"
 
 
@@ -41,7 +41,7 @@ class RunStarted(Fact):
 
 
 class RunResumed(Fact):
-    """A worker claimed the run again; `reason` is crash, drain, timer or lost."""
+    """A worker claimed the run again; `reason` is crash, drain, timer, model or lost."""
 
     type: Literal["run.resumed"] = "run.resumed"
     worker: str
@@ -168,6 +168,14 @@ class ModelRetrying(Fact):
     delay_ms: int
 
 
+class StallDetected(Fact):
+    """An agent goes in circles; `pattern` says how, `action` (nudged, blocked, stopped) what was done."""
+
+    type: Literal["stall.detected"] = "stall.detected"
+    pattern: str
+    action: str
+
+
 class SourceFound(Fact):
     """A document was read."""
 
@@ -194,6 +202,7 @@ Event = Annotated[
     | ToolCompleted
     | ToolFailed
     | ModelRetrying
+    | StallDetected
     | SourceFound,
     Field(discriminator="type"),
 ]

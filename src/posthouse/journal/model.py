@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from posthouse.errors import RunCode
+from posthouse.errors import InvalidOutput, RunCode
 from posthouse.events.types import Draft, MessageDelta
 
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
+MAX_FORM_CHARACTERS = 128 * 1024
 _KEY = re.compile(r"[A-Za-z0-9_.:/-]{1,256}")
 
 
@@ -121,7 +123,7 @@ class Wait:
     """
 
     key: str
-    kind: Literal["timer", "version"]
+    kind: Literal["timer", "model", "version"]
     after_ms: int | None
     outcome: str = ""
 
@@ -159,6 +161,20 @@ class AgentAnswer:
     sources: tuple[SourceRead, ...]
     turns: int
     stopped: RunCode | None = None
+
+    def read(self, model: type[M]) -> M:
+        """The answer as the output model that was asked for.
+
+        Raises InvalidOutput when it is none, as when a limit stopped the agent before.
+        """
+        none = InvalidOutput("The agent gave no answer in the form that was asked for.")
+        # What is wrong with a longer one can take seconds to find; no agent's answer of a form is.
+        if len(self.text) > MAX_FORM_CHARACTERS:
+            raise none
+        try:
+            return model.model_validate_json(self.text)
+        except ValidationError:
+            raise none from None
 
 
 class Steps(Protocol):

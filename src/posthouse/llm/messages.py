@@ -63,12 +63,20 @@ class ToolOffer(_Frozen):
     parameters: dict[str, Any]
 
 
+class OutputShape(_Frozen):
+    """The form that an answer must have: a name and a JSON Schema of an object."""
+
+    name: str
+    parameters: dict[str, Any]
+
+
 class ModelRequest(_Frozen):
-    """One request to a model. Timeout in seconds, for the whole answer."""
+    """One request to a model. Timeout in seconds, for the whole answer; `shape` None asks for plain text."""
 
     model: str
     messages: tuple[Message, ...]
     tools: tuple[ToolOffer, ...] = ()
+    shape: OutputShape | None = None
     temperature: float = 0.1
     max_output_tokens: int | None = None
     timeout_seconds: float = 120.0
@@ -82,7 +90,11 @@ class Tokens(_Frozen):
 
 
 class Completion(_Frozen):
-    """A whole answer; `tokens` is None when the provider did not say."""
+    """A whole answer; `tokens` is None when the provider did not say.
+
+    A refusal has finish_reason "refusal", a filtered answer "content_filter", one too long to be
+    read "length": none of their words is in it, and `withheld` says how many characters came.
+    """
 
     model: str
     text: str
@@ -90,3 +102,4 @@ class Completion(_Frozen):
     finish_reason: str
     tokens: Tokens | None = None
     latency_ms: int
+    withheld: int = 0

@@ -4,7 +4,9 @@ from enum import StrEnum
 from typing import Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, computed_field
+
+from posthouse.errors import Fault
 
 SCHEMA_VERSION = 1
 SCHEMA_VERSIONS = {1: "the first: record, journal, event log, waits and starts"}
@@ -27,13 +29,22 @@ LIVE = frozenset(Status) - TERMINAL
 
 
 class RunError(BaseModel):
-    """Why a run did not complete, as the caller sees it."""
+    """Why a run did not complete, as the caller sees it.
+
+    `status` follows from `retryable`, so that records from before there was one have it too.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     code: str
     message: str
     retryable: bool
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def status(self) -> Literal[503, 422]:
+        """The HTTP status for whoever answers a request of their own with the run."""
+        return Fault(self.retryable).status
 
 
 class UsageTotals(BaseModel):
