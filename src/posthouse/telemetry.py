@@ -60,6 +60,11 @@ class Metrics:
         self._recovered = Counter(
             "runs_recovered_total", "Runs taken over from a worker that died.", registry=registry
         )
+        self._breakers = Counter(
+            "model_breaker_opened_total",
+            "Times that a model's endpoint was found dead and not asked for a while.",
+            registry=registry,
+        )
         self._clients = Gauge("sse_clients", "Event streams that are open.", registry=registry)
         self._queue_seconds = Histogram(
             "queue_wait_seconds",
@@ -92,6 +97,10 @@ class Metrics:
     def run_recovered(self) -> None:
         """A run was taken over from a worker that died."""
         self._recovered.inc()
+
+    def breaker_opened(self) -> None:
+        """A try of this process opened the breaker of a model's endpoint, or opened it again."""
+        self._breakers.inc()
 
     def run_waited(self, seconds: float) -> None:
         """A run was claimed, so long after it had been enqueued."""

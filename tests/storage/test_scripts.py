@@ -13,6 +13,7 @@ from posthouse.events.types import Draft, MessageCompleted, RunCompleted, RunCre
 from posthouse.ids import new_run_id
 from posthouse.journal.model import Wait
 from posthouse.journal.store import JournalStore, Record
+from posthouse.llm.breaker import Breaker, BreakerPolicy, Endpoint, Gate, Sign, Standing
 from posthouse.runs.model import Status
 from posthouse.runs.ownership import Claimed, Lease
 from posthouse.runs.transitions import Acceptance, Ending, Transitions
@@ -29,7 +30,7 @@ async def test_lua_and_python_name_the_same_keys(redis: Redis) -> None:
     names = (
         "run('r')", "journal('r')", "starts('r')", "events('r')", "blob('r','d')", "blobs('r')", "waits('r')",
         "tree('r')", "prompts('r')", "idempotency('t','k')", "index('t')", "index('t','s')", "worker('w')",
-        "held('f','1')", "claims('c')",
+        "held('f','1')", "claims('c')", "endpoint('d')",
     )  # fmt: skip
     prelude = source(Script.DELETE).split("\nlocal id, tenant")[0]
     fixed = "KEY.due,KEY.queue,KEY.wake,KEY.sweep,KEY.counter"
@@ -40,6 +41,7 @@ async def test_lua_and_python_name_the_same_keys(redis: Redis) -> None:
         keys.run("r"), keys.journal("r"), keys.starts("r"), keys.events("r"), keys.blob("r", "d"), keys.blobs("r"),
         keys.waits("r"), keys.tree("r"), keys.prompts("r"), keys.idempotency("t", "k"), keys.index("t"),
         keys.index("t", "s"), keys.worker("w"), keys.held("f", "1"), keys.claims("c"),
+        keys.endpoint("d"),
     ]  # fmt: skip
 
 
@@ -187,8 +189,11 @@ class Fleet:
         await again(lambda: self.transitions.finish(run, run.seq, DONE))
 
 
+NOT_OF_A_LIFE = (Script.DELETE, Script.ADMIT, Script.REPORT)
+
+
 @pytest.mark.guarantee("G1")
-@pytest.mark.parametrize("script", [script for script in Script if script is not Script.DELETE])
+@pytest.mark.parametrize("script", [script for script in Script if script not in NOT_OF_A_LIFE])
 async def test_a_failed_call_inside_a_script_loses_no_run(script: Script, redis: Redis) -> None:
     for call in range(1, 60):
         await redis.flushall()
@@ -209,3 +214,37 @@ async def test_a_failed_call_inside_a_script_loses_no_run(script: Script, redis:
         await fleet.sweep()
         assert await redis.zcard(keys.QUEUE) == 0, where
         assert scripts.struck
+
+
+@pytest.mark.parametrize("sign", Sign)
+@pytest.mark.parametrize("script", [Script.ADMIT, Script.REPORT])
+async def test_a_failed_call_inside_a_script_leaves_the_breaker_sound(
+    script: Script, sign: Sign, redis: Redis
+) -> None:
+    where = Endpoint.at("http://model/v1")
+    key = keys.endpoint(where.digest)
+    opens = {Sign.ALIVE: None, Sign.FAILED: b"2", Sign.DROPPED: b"1"}[sign]
+
+    async def report(call: int, token: str, sign: Sign) -> Standing:
+        faulty = Breaker(redis, policy, scripts=FaultyScripts(redis, script, call))
+        return await again(lambda: faulty.report(where, token, sign))
+
+    async def admit(call: int, token: str) -> Gate:
+        faulty = Breaker(redis, policy, scripts=FaultyScripts(redis, script, call))
+        return (await again(lambda: faulty.admit(where, token))).gate
+
+    policy = BreakerPolicy(failures=2, span=0)
+    for call in range(1, 7):
+        await redis.flushall()
+        assert not (await report(call, "a", Sign.FAILED)).open, call
+        opened = await report(call, "b", Sign.FAILED)
+        assert (opened.open, opened.turned) == (True, True), call
+        assert await admit(call, "c") is Gate.OPEN, call
+        await redis.hset(key, "open_until", 1)
+        assert await admit(call, "c") is Gate.PROBE, call
+        assert await admit(call, "d") is Gate.OPEN, call
+        assert 0 < await redis.pttl(key) <= 3_600_000, call
+        assert (await report(call, "c", sign)).open is (sign is not Sign.ALIVE), call
+        assert await redis.hget(key, "opens") == opens, call
+        assert await redis.exists(key) == (sign is not Sign.ALIVE), call
+        assert await redis.pttl(key) != -1, call

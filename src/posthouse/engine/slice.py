@@ -14,7 +14,15 @@ from posthouse.engine.context import AgentRunner, Context
 from posthouse.engine.insist import insist
 from posthouse.engine.leases import Held
 from posthouse.engine.steps import Draining, JournalledSteps, Shared
-from posthouse.errors import Fatal, LimitReached, OwnershipLost, RunCode, RunFailed, readable
+from posthouse.errors import (
+    Fatal,
+    LimitReached,
+    ModelUnavailable,
+    OwnershipLost,
+    RunCode,
+    RunFailed,
+    readable,
+)
 from posthouse.events.types import Draft, RunCompleted, RunIncomplete, RunWaiting
 from posthouse.events.types import RunFailed as RunFailedEvent
 from posthouse.journal.model import Parked
@@ -94,6 +102,8 @@ class Slice:
             match result:
                 case Ending():
                     return await self._finish(result)
+                case Parked() if self._down_too_long(result):
+                    return await self._finish(failed(_down()))
                 case Parked():
                     signals = await self._park(result)
                     if signals is None:
@@ -144,8 +154,7 @@ class Slice:
         log.info("run_ended", status=ending.status, workflow=run.workflow)
 
     async def _park(self, parked: Parked) -> int | None:
-        kinds = {wait.kind for wait in parked.waits}
-        reason = "version" if "version" in kinds else "timer"
+        reason = _reason(parked)
         event = Draft(event=RunWaiting(wait_reason=reason))
         held = self._held
         return await insist(
@@ -158,6 +167,24 @@ class Slice:
                 waits=parked.waits,
             )
         )
+
+    def _down_too_long(self, parked: Parked) -> bool:
+        if _reason(parked) != "model":
+            return False
+        run, bound = self._held.run, self._workshop.shared.bounds.model_wait_seconds
+        waited = run.claimed_at - run.down_since if run.down_since else 0
+        return not bound or waited / 1000 > bound
+
+
+def _reason(parked: Parked) -> str:
+    kinds = {wait.kind for wait in parked.waits}
+    return next(kind for kind in ("version", "model", "timer") if kind in kinds)
+
+
+def _down() -> ModelUnavailable:
+    return ModelUnavailable(
+        "The model's endpoint has been down for too long.", code=RunCode.CONNECTION
+    )
 
 
 def _what_follows(error: BaseException) -> Ending | Parked:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import orjson
@@ -37,11 +37,12 @@ class Draining(BaseException):
 
 @dataclass(frozen=True)
 class Bounds:
-    """How much one run may do."""
+    """How much one run may do, and how long it waits for a model's endpoint that is down (0: not at all)."""
 
     steps: int = 10_000
     events: int = 10_000
     output_bytes: int = 1_048_576
+    model_wait_seconds: float = 900.0
 
 
 class DrainFlag:
@@ -172,6 +173,7 @@ class JournalledSteps:
     async def _commit(self, record: Record) -> None:
         held = self._held
         held.tell(await self._shared.store.commit(held.run, held.told, record))
+        held.run = replace(held.run, down_since=0)
 
     async def _write(self, call: Callable[[], Awaitable[None]]) -> None:
         # A cancelled call may or may not have landed, so a write outlives whoever waits for it.

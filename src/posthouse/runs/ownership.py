@@ -6,7 +6,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Claimed:
-    """A claim's row: the run as it stood, and the fence that every write must carry. Times in ms by Redis' clock."""
+    """A claim's row: the run as it stood, and the fence that every write must carry. Times in ms by Redis' clock.
+
+    `down_since` is when the run first parked for the model's endpoint with no step since; 0 when it has not.
+    """
 
     run_id: str
     claim_id: str
@@ -25,6 +28,7 @@ class Claimed:
     started_at: int
     looks: int
     claimed_at: int
+    down_since: int
 
     @property
     def fence(self) -> str:
@@ -35,7 +39,7 @@ class Claimed:
 def claimed_from(claim_id: str, row: list[Any]) -> Claimed:
     """The claim from a row of the script's reply."""
     run_id, epoch, dispatch, seq, signals, workflow, version, given, root, tenant, *rest = row
-    steps, reason, queued_at, started_at, looks, claimed_at = rest
+    steps, reason, queued_at, started_at, looks, claimed_at, down_since = rest
     return Claimed(
         run_id=run_id.decode(),
         claim_id=claim_id,
@@ -54,6 +58,7 @@ def claimed_from(claim_id: str, row: list[Any]) -> Claimed:
         started_at=int(started_at),
         looks=int(looks),
         claimed_at=int(claimed_at),
+        down_since=int(down_since),
     )
 
 

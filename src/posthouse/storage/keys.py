@@ -77,3 +77,8 @@ def held(workflow: str, version: str) -> str:
 def claims(claim_id: str) -> str:
     """List with a TTL: the runs that one claim call got, so that a repeated call gets them again."""
     return f"claims:{claim_id}"
+
+
+def endpoint(digest: str) -> str:
+    """Hash with a TTL: the breaker of a model's endpoint; there only while something is wrong with it."""
+    return f"endpoint:{digest}"

@@ -15,7 +15,7 @@ Argument = str | int | bytes
 
 
 class Script(StrEnum):
-    """Every transition that Redis knows."""
+    """Every transition that Redis knows: those of runs, then those of the breakers of endpoints."""
 
     ACCEPT = "accept"
     CLAIM = "claim"
@@ -27,6 +27,8 @@ class Script(StrEnum):
     FINISH = "finish"
     DELETE = "delete"
     SWEEP = "sweep"
+    ADMIT = "admit"
+    REPORT = "report"
 
 
 def source(script: Script) -> str:

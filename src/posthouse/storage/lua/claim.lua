@@ -1,16 +1,16 @@
 -- ARGV worker, claim id, lease ms, limit, highest readable v, job ('' = from the queue), readable (name:version ...)
 -- -> rows: run, epoch, dispatch, seq, signals, workflow, version, input, root, tenant, journalled steps, reason,
---    queued since, started_at, looks, now
+--    queued since, started_at, looks, now, since when it has waited for the model
 local worker, claim, lease, limit, highest, only = take(), take(), take_number(), take_number(), take_number(), take()
 local readable = {}
 for _, row in ipairs(take_rows(1)) do readable[row[1]] = true end
 local LOOKED_AT = 200
 
 local function row_of(run, reason)
-  local extra = redis.call('HMGET', KEY.run(run.id), 'input', 'updated_at', 'started_at', 'looks')
+  local extra = redis.call('HMGET', KEY.run(run.id), 'input', 'updated_at', 'started_at', 'looks', 'down_since')
   return { run.id, int(run.epoch), int(run.dispatch), int(run.seq), int(run.signals), run.workflow, run.version,
     extra[1] or 'null', run.root, run.tenant, int(redis.call('HLEN', KEY.journal(run.id))), reason,
-    extra[2] or '0', extra[3] or '0', extra[4] or '0', int(now) }
+    extra[2] or '0', extra[3] or '0', extra[4] or '0', int(now), int(number(extra[5])) }
 end
 
 local function own(run, job)

@@ -9,18 +9,22 @@ if run.signals ~= signals then return { 'moved', int(run.signals) } end
 
 local earliest
 for _, row in ipairs(waits) do
-  local stored = redis.call('HGET', KEY.waits(id), row[1])
+  -- A timer keeps the moment that was first set; the model's endpoint says anew how long it is not asked.
+  local stored = row[2] ~= 'model' and redis.call('HGET', KEY.waits(id), row[1])
   local till = stored and number(string.match(stored, '^%d+')) or (row[3] ~= '' and now + tonumber(row[3]) or 0)
   row.till = till
   if till > 0 and (not earliest or till < earliest) then earliest = till end
 end
 if earliest then redis.call('ZADD', KEY.due, int(earliest), id) end
 for _, row in ipairs(waits) do
-  redis.call('HSETNX', KEY.waits(id), row[1], int(row.till) .. '|' .. row[2] .. '|' .. row[4])
+  redis.call(row[2] == 'model' and 'HSET' or 'HSETNX', KEY.waits(id), row[1], int(row.till) .. '|' .. row[2] .. '|' .. row[4])
 end
 emit(run, event[1], event[2], event[3], event[4])
-local looks = number(redis.call('HGET', KEY.run(id), 'looks')) + (reason == 'version' and 1 or 0)
-end_ownership(run, 'parked', status, 'wait_reason', reason, 'parked_at', int(run.dispatch), 'looks', int(looks))
+local former = redis.call('HMGET', KEY.run(id), 'looks', 'down_since')
+local looks = number(former[1]) + (reason == 'version' and 1 or 0)
+local down_since = reason == 'model' and (number(former[2]) > 0 and former[2] or int(now)) or ''
+end_ownership(run, 'parked', status, 'wait_reason', reason, 'parked_at', int(run.dispatch), 'looks', int(looks),
+  'down_since', down_since)
 if not earliest then redis.call('ZREM', KEY.due, id) end
 publish(run)
 return { 'parked', int(run.signals) }

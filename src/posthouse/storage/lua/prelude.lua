@@ -26,7 +26,9 @@ end
 function KEY.worker(id) return 'worker:' .. id end
 function KEY.held(workflow, version) return 'held:' .. workflow .. ':' .. version end
 function KEY.claims(claim) return 'claims:' .. claim end
+function KEY.endpoint(digest) return 'endpoint:' .. digest end
 
+local ENDPOINT_TTL = 3600000
 local TERMINAL = { completed = true, incomplete = true, failed = true, cancelled = true }
 
 -- Arguments are read in order.

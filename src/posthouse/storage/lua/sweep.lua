@@ -13,13 +13,14 @@ redis.call('HSET', KEY.sweep, 'last', int(now), 'quiet_until', int(quiet))
 -- Timers that rang: the outcome goes into the journal under the step's key. Their waits are removed by the caller
 -- once the run is enqueued, so that a call that breaks here is made again.
 local function ring(run)
-  local rang, earliest = {}, nil
+  local rang, earliest, reason = {}, nil, 'model'
   local waits = redis.call('HGETALL', KEY.waits(run.id))
   for i = 1, #waits, 2 do
-    local till, _, outcome = string.match(waits[i + 1], '^(%d+)|(%a+)|(.*)$')
+    local till, kind, outcome = string.match(waits[i + 1], '^(%d+)|(%a+)|(.*)$')
     till = number(till)
     if till > 0 and till <= now then
       rang[#rang + 1] = waits[i]
+      if kind ~= 'model' then reason = 'timer' end
       if outcome ~= '' then
         redis.call('HSETNX', KEY.journal(run.id), waits[i], '{"seq":' .. int(run.seq) .. ',"epoch":' ..
           int(run.epoch) .. ',"time":' .. int(now) .. ',' .. outcome)
@@ -28,16 +29,16 @@ local function ring(run)
       earliest = till
     end
   end
-  return rang, earliest
+  return rang, earliest, reason
 end
 
 -- Parked, with nothing in the queue: wakes it, or looks again when the next timer rings.
 local function look_at_parked(run)
-  local rang, earliest = ring(run)
+  local rang, earliest, reason = ring(run)
   if #rang > 0 then
     redis.call('HINCRBY', KEY.run(run.id), 'signals', #rang)
     redis.call('HSET', KEY.run(run.id), 'updated_at', int(now))
-    enqueue(run, 0, 'timer')
+    enqueue(run, 0, reason)
     redis.call('HDEL', KEY.waits(run.id), unpack(rang))
     woken = woken + 1
   elseif earliest then

@@ -1,0 +1,108 @@
+"""A model provider behind its endpoint's breaker: a dead endpoint is not asked again by everybody."""
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import structlog
+
+from posthouse import ids
+from posthouse.errors import EndpointDown, ModelUnavailable, RunCode, RunFailed, StorageUnavailable
+from posthouse.llm.breaker import Admission, Breaker, Endpoint, Gate, Sign, Standing
+from posthouse.llm.messages import Completion, ModelRequest
+from posthouse.llm.provider import ModelProvider
+from posthouse.telemetry import Metrics
+
+T = TypeVar("T")
+
+SHORTEST_WAIT = 0.2
+_DEAD = frozenset({RunCode.CONNECTION, RunCode.SERVER_ERROR, RunCode.TIMEOUT})
+
+_log = structlog.get_logger(__name__)
+
+
+class Guarded:
+    """Passes requests on while the breaker lets them through; goes around each single try, inside the retries.
+
+    While Redis is away everything is let through and nothing is reported.
+    """
+
+    def __init__(
+        self,
+        provider: ModelProvider,
+        breaker: Breaker,
+        endpoint: Endpoint,
+        metrics: Metrics,
+        *,
+        jitter: random.Random | None = None,
+    ) -> None:
+        self._provider = provider
+        self._breaker = breaker
+        self._endpoint = endpoint
+        self._metrics = metrics
+        self._jitter = jitter or random.Random()
+        self._asking: set[asyncio.Task[Any]] = set()
+
+    async def complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> Completion:
+        """As the provider's own. Raises EndpointDown besides, without a request, while the breaker is open."""
+        token = ids.new_token()
+        admission = await self._finished(self._admitted(token))
+        if admission.gate is Gate.OPEN:
+            raise EndpointDown(self._wait(admission.wait_seconds))
+        sign = Sign.DROPPED
+        try:
+            completion = await self._provider.complete(request, on_text)
+            sign = Sign.ALIVE
+        except RunFailed as error:
+            sign = _sign_of(error)
+            raise
+        finally:
+            if sign is not Sign.DROPPED:
+                await self._finished(self._report(token, sign))
+            elif admission.gate is Gate.PROBE:
+                # Whoever cancels does not wait for it.
+                self._begun(self._report(token, sign))
+        return completion
+
+    async def _admitted(self, token: str) -> Admission:
+        try:
+            return await self._breaker.admit(self._endpoint, token)
+        except StorageUnavailable:
+            return Admission(Gate.CLOSED, 0.0)
+
+    async def _report(self, token: str, sign: Sign) -> None:
+        try:
+            standing = await self._breaker.report(self._endpoint, token, sign)
+        except StorageUnavailable:
+            return
+        if standing.turned:
+            self._tell(standing)
+
+    def _tell(self, standing: Standing) -> None:
+        if standing.open:
+            self._metrics.breaker_opened()
+            _log.warning(
+                "breaker_opened", endpoint=self._endpoint.host, wait_seconds=standing.wait_seconds
+            )
+        else:
+            _log.info("breaker_closed", endpoint=self._endpoint.host)
+
+    def _wait(self, seconds: float) -> float:
+        # Spread out, or all runs that wait for this endpoint come back in the same moment.
+        return max(SHORTEST_WAIT, seconds + self._jitter.uniform(0.0, seconds / 2))
+
+    async def _finished(self, call: Coroutine[Any, Any, T]) -> T:
+        # A cancellation must not meet the client for Redis in the middle of a call.
+        return await asyncio.shield(self._begun(call))
+
+    def _begun(self, call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.ensure_future(call)
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+        return task
+
+
+def _sign_of(error: RunFailed) -> Sign:
+    dead = isinstance(error, ModelUnavailable) and error.code in _DEAD
+    return Sign.FAILED if dead else Sign.ALIVE
