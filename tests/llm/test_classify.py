@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from posthouse.errors import ContentRefused, Fatal, ModelUnavailable, RunCode
 from posthouse.llm.classify import failure, retry_after_seconds, stream_failure
@@ -35,7 +37,23 @@ def test_some_codes_say_more_than_their_status() -> None:
     assert "longer than" in str(failure(400, "context_length_exceeded"))
 
 
+def test_every_passing_status_may_say_when_to_come_back() -> None:
+    for status in (408, 409, 425, 429, 500, 503):
+        error = failure(status, retry_after=7.0)
+        assert isinstance(error, ModelUnavailable)
+        assert error.retry_after == 7.0
+
+
+@given(st.text() | st.from_regex(r"[\w ,:+.-]{0,60}"))
+def test_no_header_breaks_the_reading_of_it(value: str) -> None:
+    seconds = retry_after_seconds(value, value, NOON)
+    assert seconds is None or 0 <= seconds <= 86_400
+
+
 def test_errors_inside_a_stream() -> None:
+    assert isinstance(stream_failure("401", ""), Fatal)
+    assert stream_failure("503", "").code is RunCode.SERVER_ERROR
+    assert stream_failure("9999", "").code is RunCode.SERVER_ERROR
     assert stream_failure("rate_limit_exceeded", "").code is RunCode.RATE_LIMIT
     assert stream_failure("", "server_error").code is RunCode.SERVER_ERROR
     assert stream_failure("content_filter", "").code is RunCode.CONTENT_REFUSED
@@ -52,7 +70,17 @@ def test_errors_inside_a_stream() -> None:
         (None, None, None),
         ("soon", None, None),
         ("-3", None, None),
-        ("nan", "inf", None),
+        ("nan", "nan", None),
+        ("", "", None),
+        ("0", None, 0.0),
+        ("Tue, 14 Nov 2023 22:13:50 -0000", None, 30.0),
+        ("Tue, 14 Nov 2023 23:13:50 +0100", None, 30.0),
+        ("7", "inf", 86_400.0),
+        ("1e400", None, 86_400.0),
+        ("9" * 5000, None, 86_400.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", None, 86_400.0),
+        ("Tue, 14 Nov 99999 22:13:50 GMT", None, None),
+        ("Tue, 14 Nov 2023 22:13:50 +9999999999", None, None),
     ],
 )
 def test_retry_after(value: str | None, milliseconds: str | None, seconds: float | None) -> None:

@@ -14,3 +14,8 @@ def test_else_four_characters_are_a_token() -> None:
     assert tokens_of(REQUEST, silent) == Tokens(input=11, output=2)
     asking = call_tools(call("abcd", '{"a": 1}')).model_copy(update={"tokens": None})
     assert tokens_of(REQUEST, asking).output == 3
+
+
+def test_words_that_were_withheld_are_paid_for_all_the_same() -> None:
+    refusal = say("", finish_reason="refusal", tokens=None).model_copy(update={"withheld": 9})
+    assert tokens_of(REQUEST, refusal).output == 3

@@ -8,10 +8,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from posthouse.errors import ContentRefused, Fatal, ModelUnavailable, RunCode, RunFailed
+from posthouse.llm.answer import MOST_CHARACTERS
+from posthouse.llm.frames import MOST_EVENT_BYTES
 from posthouse.llm.messages import (
     AssistantMessage,
     Completion,
     ModelRequest,
+    OutputShape,
     SystemMessage,
     Tokens,
     ToolCall,
@@ -287,30 +290,110 @@ async def test_transient_statuses_are_not_retried_here(bench: Bench) -> None:
     assert (error.code, len(bench.endpoint.bodies)) == (RunCode.SERVER_ERROR, 2)
 
 
-async def test_an_error_inside_the_stream(bench: Bench) -> None:
-    inside = {"error": {"message": f"provider text {SECRET}", "code": "rate_limit_exceeded"}}
-    error = await bench.failure(stream(delta(content="x"), inside))
-    assert error.code is RunCode.RATE_LIMIT
+@pytest.mark.parametrize(
+    ("told", "code"),
+    [
+        ({"code": "rate_limit_exceeded"}, RunCode.RATE_LIMIT),
+        ({"code": 429}, RunCode.RATE_LIMIT),
+        ({"type": "server_error", "code": None}, RunCode.SERVER_ERROR),
+        ({"code": 400}, RunCode.FATAL),
+        ({"code": ["odd"]}, RunCode.SERVER_ERROR),
+        ("words", RunCode.SERVER_ERROR),
+    ],
+)
+async def test_an_error_inside_the_stream(bench: Bench, told: Any, code: RunCode) -> None:
+    error = told | {"message": f"provider text {SECRET}"} if isinstance(told, dict) else told
+    assert (await bench.failure(stream(delta(content="x"), {"error": error}))).code is code
+    assert (await bench.failure(stream(delta("error", content="x")))).code is RunCode.SERVER_ERROR
+
+
+async def test_an_odd_error_code_is_no_fault_of_ours(bench: Bench) -> None:
+    odd = response(400, {"error": {"message": "m", "code": {"a": 1}, "param": 5}})
+    assert isinstance(await bench.failure(odd), Fatal)
+
+
+async def test_a_filter_that_does_not_let_the_model_see_the_request(bench: Bench) -> None:
+    assert isinstance(await bench.failure(problem(400, "content_filter")), ContentRefused)
+    assert len(bench.endpoint.bodies) == 1
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "reason"),
     [
-        stream(delta(refusal="I will not"), delta("stop"), "[DONE]"),
-        stream(delta("content_filter", content="x"), "[DONE]"),
-        problem(400, "content_filter"),
+        (stream(delta(refusal="I will"), delta(refusal=" not"), delta("stop"), USAGE), "refusal"),
+        (stream(delta(content="I"), delta("refusal", content=" won't"), USAGE), "refusal"),
+        (stream(delta(content="bad "), delta("content_filter"), USAGE), "content_filter"),
+        (stream(delta(refusal="no"), delta("content_filter"), USAGE), "content_filter"),
     ],
 )
-async def test_refusals(bench: Bench, answer: bytes) -> None:
-    assert isinstance(await bench.failure(answer), ContentRefused)
+async def test_a_refusal_has_no_words_but_is_counted(
+    bench: Bench, answer: bytes, reason: str
+) -> None:
+    completion = await bench.ask(answer)
+    assert (completion.finish_reason, completion.text, completion.tool_calls) == (reason, "", ())
+    assert completion.tokens == Tokens(input=7, output=3)
+    assert completion.withheld > 0
 
 
-async def test_a_model_with_its_own_temperature(bench: Bench) -> None:
-    good = stream(delta("stop", content="x"), "[DONE]")
-    refusal = problem(400, "unsupported_value", param="temperature")
-    await bench.ask(refusal, good)
-    await bench.ask(good)
-    assert ["temperature" in body for body in bench.endpoint.bodies] == [True, False, False]
+GOOD = stream(delta("stop", content="x"), "[DONE]")
+SHAPE = OutputShape(name="Plan[1]", parameters={"type": "object", "properties": {}})
+CLOSED = {
+    "type": "object",
+    "properties": {"a": {"type": "string"}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(("parameters", "strict"), [(SHAPE.parameters, False), (CLOSED, True)])
+async def test_a_shape_is_asked_for(
+    bench: Bench, parameters: dict[str, Any], *, strict: bool
+) -> None:
+    await bench.ask(GOOD, shape=OutputShape(name="Plan[1]", parameters=parameters))
+    assert bench.endpoint.bodies[0]["response_format"] == {
+        "type": "json_schema",
+        "json_schema": {"name": "Plan_1_", "schema": parameters, "strict": strict},
+    }
+
+
+async def test_no_shape_asks_for_no_format(bench: Bench) -> None:
+    await bench.ask(GOOD)
+    assert "response_format" not in bench.endpoint.bodies[0]
+
+
+@pytest.mark.parametrize(
+    ("part", "refusal"),
+    [
+        ("temperature", problem(400, "unsupported_value", param="temperature")),
+        ("response_format", problem(400, param="response_format")),
+        ("response_format", problem(400, param="response_format.json_schema")),
+        ("response_format", response(422, {"detail": "extra field: response_format"})),
+    ],
+)
+async def test_what_an_endpoint_refuses_is_left_out_and_remembered(
+    bench: Bench, part: str, refusal: bytes
+) -> None:
+    await bench.ask(refusal, GOOD, shape=SHAPE)
+    await bench.ask(GOOD, shape=SHAPE)
+    assert [part in body for body in bench.endpoint.bodies] == [True, False, False]
+    other = {"temperature", "response_format"} - {part}
+    assert all(other <= body.keys() for body in bench.endpoint.bodies)
+
+
+async def test_two_parts_may_be_refused_and_another_value_is_tried(bench: Bench) -> None:
+    refusals = problem(400, param="temperature"), problem(400, param="response_format")
+    await bench.ask(*refusals, GOOD, shape=SHAPE)
+    await bench.ask(GOOD, shape=OutputShape(name="Other", parameters=CLOSED), temperature=1.0)
+    sent = [body.keys() & {"temperature", "response_format"} for body in bench.endpoint.bodies]
+    assert [len(parts) for parts in sent] == [2, 1, 0, 2]
+
+
+@pytest.mark.parametrize("param", ["messages", "temperature"])
+async def test_a_refusal_of_something_else_stays_one(bench: Bench, param: str) -> None:
+    refusals = [problem(400, param=param)] * (1 + (param == "temperature"))
+    assert isinstance(await bench.failure(*refusals), Fatal)
+    await bench.ask(GOOD)
+    assert "temperature" in bench.endpoint.bodies[-1]
 
 
 async def test_one_connection_serves_many_requests(bench: Bench) -> None:
@@ -325,3 +408,52 @@ async def test_the_log_has_the_details(bench: Bench) -> None:
     assert lines[0]["event"] == "llm_error"
     assert lines[0]["status"] == 401
     assert "provider text" in lines[0]["detail"]
+
+
+async def endless(writer: asyncio.StreamWriter, start: bytes, piece: bytes) -> None:
+    """Writes the piece for ever, or until the client has enough."""
+    writer.write(start)
+    while True:
+        writer.write(piece)
+        await writer.drain()
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        b"data: " + json.dumps(delta(content="x" * 100_000)).encode() + b"\n\n",
+        b"data: " + json.dumps(delta(tool_calls=[piece(0, "a", "f", "x" * 99_999)])).encode() + b"\n\n",
+        b"data: " + b"x" * 100_000 + b"\n",
+        b"y" * 100_000,
+    ],
+    ids=["text", "arguments", "one event", "one line"],
+)  # fmt: skip
+async def test_an_endless_answer_is_cut_off(piece: bytes) -> None:
+    start = b"HTTP/1.1 200 X\r\ncontent-type: text/event-stream\r\n\r\n"
+    completion = await asked(lambda _, writer: endless(writer, start, piece))
+    assert (completion.finish_reason, completion.text, completion.tool_calls) == ("length", "", ())
+    assert MOST_CHARACTERS < completion.withheld < MOST_EVENT_BYTES + 200_000
+
+
+async def test_the_body_of_an_error_is_not_read_for_ever() -> None:
+    start = b"HTTP/1.1 401 X\r\ncontent-type: text/html\r\n\r\n"
+    with pytest.raises(Fatal, match="API key"):
+        await asked(lambda _, writer: endless(writer, start, b"<p>" * 10_000))
+
+
+async def asked(handler: Callable[..., Any]) -> Completion:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await handler(reader, writer)
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    async with serving(serve) as url:
+        provider = openai_provider(api_key=None, base_url=url)
+        request = ModelRequest(model="m", messages=(), timeout_seconds=20.0)
+        try:
+            return await provider.complete(request, lambda _: None)
+        finally:
+            await provider.aclose()

@@ -33,8 +33,15 @@ async def test_a_passing_failure_is_tried_again_with_growing_patience() -> None:
     assert await bench.ask() == "yes"
     assert [retry.attempt for retry in bench.retries] == [1, 2]
     assert 2 <= bench.slept[0] <= 4
-    assert 2 <= bench.slept[1] <= 8
+    assert 4 <= bench.slept[1] <= 8
     assert bench.retries[0].delay_ms == round(bench.slept[0] * 1000)
+
+
+async def test_no_wait_is_longer_than_the_longest() -> None:
+    policy = RetryPolicy(attempts=40)
+    bench = Bench(*[unavailable()] * 39, say("yes"), policy=policy)
+    await bench.ask()
+    assert all(5 <= slept <= 10 for slept in bench.slept[2:])
 
 
 async def test_the_third_failure_is_raised() -> None:
@@ -56,6 +63,25 @@ async def test_retry_after_is_honoured() -> None:
     bench = Bench(unavailable(retry_after=30), say("yes"))
     await bench.ask()
     assert 30 <= bench.slept[0] <= 33
+
+
+@pytest.mark.parametrize("asked", [0.001, 0.3, 7.0, 60.0])
+async def test_nobody_comes_back_before_the_time_nor_all_at_once(asked: float) -> None:
+    slept = []
+    for _ in range(50):
+        bench = Bench(unavailable(retry_after=asked), say("yes"))
+        await bench.ask()
+        slept += bench.slept
+    assert min(slept) >= asked
+    assert max(slept) <= asked * 1.1
+    assert len(set(slept)) > 25
+
+
+@pytest.mark.parametrize("asked", [None, 0.0])
+async def test_where_no_time_is_given_the_patience_is_our_own(asked: float | None) -> None:
+    bench = Bench(unavailable(asked), unavailable(asked), say("yes"))
+    await bench.ask()
+    assert min(bench.slept) >= 2
 
 
 async def test_a_retry_after_beyond_patience_is_not_waited_for() -> None:

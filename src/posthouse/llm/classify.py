@@ -1,6 +1,7 @@
 """What a provider's failure means: HTTP status and error code in, an error of ours out."""
 
-import math
+import re
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 from posthouse.errors import ContentRefused, Fatal, ModelUnavailable, RunCode, RunFailed
@@ -9,6 +10,8 @@ _QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "a
 _REFUSAL_CODES = frozenset({"content_filter", "content_policy_violation"})
 _LENGTH_CODES = frozenset({"context_length_exceeded", "string_above_max_length"})
 _TRANSIENT_STATUSES = frozenset({409, 425})
+_STATUS = re.compile(r"[45]\d\d", re.ASCII)
+_LONGEST_SECONDS = 86_400.0
 
 _FATAL = {
     401: "The model provider refused the API key.",
@@ -34,7 +37,7 @@ def failure(status: int, code: str = "", retry_after: float | None = None) -> Ru
             retry_after=retry_after,
         )
     if status == 408:
-        return timed_out()
+        return timed_out(retry_after)
     if status >= 500 or status in _TRANSIENT_STATUSES:
         return ModelUnavailable(
             "The model provider had an error.", code=RunCode.SERVER_ERROR, retry_after=retry_after
@@ -44,10 +47,10 @@ def failure(status: int, code: str = "", retry_after: float | None = None) -> Ru
 
 def stream_failure(code: str, kind: str) -> RunFailed:
     """The error for one that a stream brought after it had begun well, by its code and type."""
-    words = f"{code} {kind}"
-    if "rate_limit" in words:
+    if "rate_limit" in code or "rate_limit" in kind:
         return failure(429)
-    return failure(500, code)
+    # Some servers give the HTTP status that they would have answered with.
+    return failure(int(code) if _STATUS.fullmatch(code) else 500, code)
 
 
 def cut_off() -> ModelUnavailable:
@@ -55,9 +58,11 @@ def cut_off() -> ModelUnavailable:
     return ModelUnavailable("The connection to the model failed.", code=RunCode.CONNECTION)
 
 
-def timed_out() -> ModelUnavailable:
-    """No whole answer in time."""
-    return ModelUnavailable("The model took too long to answer.", code=RunCode.TIMEOUT)
+def timed_out(retry_after: float | None = None) -> ModelUnavailable:
+    """No whole answer in time; retry_after in seconds."""
+    return ModelUnavailable(
+        "The model took too long to answer.", code=RunCode.TIMEOUT, retry_after=retry_after
+    )
 
 
 def refused() -> ContentRefused:
@@ -66,15 +71,20 @@ def refused() -> ContentRefused:
 
 
 def retry_after_seconds(value: str | None, milliseconds: str | None, now_ms: int) -> float | None:
-    """Seconds that Retry-After (seconds or HTTP date) or retry-after-ms asks for, if readable."""
+    """Seconds that Retry-After (seconds or HTTP date) or retry-after-ms asks for, if readable.
+
+    Never less than was asked for, but where more than a day was: that is a day.
+    """
     for text, unit in ((milliseconds, 1000.0), (value, 1.0)):
         if (seconds := _number(text)) is not None:
-            return seconds / unit
+            return min(seconds / unit, _LONGEST_SECONDS)
     try:
         moment = parsedate_to_datetime(value or "")
     except (ValueError, OverflowError):
         return None
-    return max(0.0, moment.timestamp() - now_ms / 1000)
+    if moment.tzinfo is None:  # "-0000" is UTC without a word on where the sender is
+        moment = moment.replace(tzinfo=UTC)
+    return min(max(0.0, moment.timestamp() - now_ms / 1000), _LONGEST_SECONDS)
 
 
 def _number(text: str | None) -> float | None:
@@ -82,4 +92,4 @@ def _number(text: str | None) -> float | None:
         number = float(text or "")
     except ValueError:
         return None
-    return number if math.isfinite(number) and number >= 0 else None
+    return number if number >= 0 else None  # and NaN is not

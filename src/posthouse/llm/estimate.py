@@ -13,7 +13,7 @@ def tokens_of(request: ModelRequest, completion: Completion) -> Tokens:
     answer = AssistantMessage(text=completion.text, tool_calls=completion.tool_calls)
     return Tokens(
         input=_tokens(offered + sum(_characters(message) for message in request.messages)),
-        output=_tokens(_characters(answer)),
+        output=_tokens(_characters(answer) + completion.withheld),
     )
 
 

@@ -10,7 +10,6 @@ from tenacity import (
     retry_if_exception_type,
     stop_after_attempt,
     wait_random,
-    wait_random_exponential,
 )
 
 from posthouse import clock
@@ -53,11 +52,6 @@ class RetryingProvider:
         self._provider = provider
         self._policy = policy or RetryPolicy()
         self._sleep = sleep
-        self._backoff = wait_random_exponential(
-            multiplier=2 * self._policy.shortest,
-            min=self._policy.shortest,
-            max=self._policy.longest,
-        )
 
     async def complete(
         self,
@@ -96,10 +90,16 @@ class RetryingProvider:
 
     def _delay(self, state: RetryCallState) -> float:
         asked = _failure(state).retry_after
-        if asked is None:
+        if not asked:  # nothing was said, or the moment is over: no reason to hurry
             return self._backoff(state)
         # Spread out, or all runs that were told the same moment come back in the same moment.
         return asked + wait_random(0, asked / 10)(state)
+
+    def _backoff(self, state: RetryCallState) -> float:
+        """From `shortest` on, each wait longer than the one before it, none above `longest`."""
+        doubled = self._policy.shortest * 2 ** (state.attempt_number - 1)
+        least = min(doubled, self._policy.longest / 2)
+        return wait_random(least, 2 * least)(state)
 
 
 def _failure(state: RetryCallState) -> ModelUnavailable:

@@ -9,8 +9,12 @@ _SOURCE_LIST = re.compile(
     r"^ {0,3}(?:#{1,6}[ \t]+|\*\*)(?:\d+[.)][ \t]*)?(?:sources|references|bibliography)\b",
     re.IGNORECASE | re.MULTILINE,
 )
-# An address may hold one level of parentheses, as those of encyclopedias do.
-_ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://(?:[^\s<>\"'`()\[\]]|\([^\s<>()]*\))+", re.IGNORECASE)
+# An address may hold one level of parentheses, as those of encyclopedias do. No character is looked at twice:
+# a report may be a megabyte of what looks like the beginning of one.
+_ADDRESS = re.compile(
+    r"(?<![a-z0-9+.-])[0-9+.-]*+([a-z][a-z0-9+.-]*+://(?:[^\s<>\"'`()\[\]]++|\([^\s<>()]*+\))++)",
+    re.IGNORECASE,
+)
 _TRAILING = ".,;:!?*_"
 
 

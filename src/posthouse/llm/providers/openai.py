@@ -3,44 +3,50 @@
 import asyncio
 import json
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import httpx2
 import openai
+import orjson
 import structlog
-from httpx2 import Limits
 from openai import AsyncOpenAI, AsyncStream, DefaultAsyncHttpxClient
 from openai.types.chat import ChatCompletionChunk
-from openai.types.chat.chat_completion_chunk import Choice, ChoiceDeltaToolCall
 
 from posthouse import clock
 from posthouse.errors import RunFailed
 from posthouse.llm import classify
+from posthouse.llm.answer import ErrorInStream, PartialAnswer, safe_name, storable
+from posthouse.llm.frames import EventReader, EventTooLong
 from posthouse.llm.messages import (
     AssistantMessage,
     Completion,
     Message,
     ModelRequest,
+    OutputShape,
     SystemMessage,
-    Tokens,
     ToolCall,
     ToolMessage,
     ToolOffer,
     UserMessage,
 )
+from posthouse.llm.strict import is_strict
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 
 _CONNECT_SECONDS = 10.0
+_DRAIN_SECONDS = 0.1
 _LOGGED_CHARACTERS = 2000
-_ID_LIMIT = 64
-_WORD_LIMIT = 128
-_MOST_CALLS = 128
-_MOST_TOKENS = 2**31
-_UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
+# No tool takes longer arguments.
+_MOST_ARGUMENT_CHARACTERS = 256 * 1024
+# What of unreadable arguments is sent back: enough to see what is wrong with them.
+_UNREADABLE_CHARACTERS = 4000
+# Of an error's body; what stands behind this explains nothing.
+_MOST_ERROR_BYTES = 64 * 1024
+# What an endpoint may refuse and do without; every use of an answer checks it all the same.
+_OPTIONAL = re.compile(r"\b(temperature|response_format)\b")
 
-# The SDK validates no chunk, so what a server garbles shows where it is used.
+# What a server garbles shows where it is used.
 _GARBLED = (ValueError, TypeError, AttributeError, RecursionError)
 
 _log = structlog.get_logger(__name__)
@@ -58,13 +64,17 @@ def openai_provider(
     An answer of which nothing arrives for `idle_seconds` is given up, to be asked for again.
     """
     timeout = openai.Timeout(idle_seconds, connect=_CONNECT_SECONDS)
-    limits = Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
+    limits = httpx2.Limits(
+        max_connections=max_connections, max_keepalive_connections=max_connections
+    )
     client = AsyncOpenAI(
         api_key=api_key or "none",
         base_url=base_url or DEFAULT_BASE_URL,
         max_retries=0,
         timeout=timeout,
-        http_client=DefaultAsyncHttpxClient(limits=limits, timeout=timeout),
+        http_client=DefaultAsyncHttpxClient(
+            limits=limits, timeout=timeout, event_hooks={"response": [_bound_error]}
+        ),
     )
     return OpenAIProvider(client)
 
@@ -74,8 +84,8 @@ class OpenAIProvider:
 
     def __init__(self, client: AsyncOpenAI) -> None:
         self._client = client
-        # Models that refused a temperature: they answer only at their own.
-        self._fixed_temperature: set[str] = set()
+        # What an endpoint refused of a request, as `_fingerprint` says it, and takes no more.
+        self._refused: set[str] = set()
 
     async def aclose(self) -> None:
         """Closes every connection."""
@@ -84,7 +94,8 @@ class OpenAIProvider:
     async def complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> Completion:
         """The whole answer; `on_text` gets each piece of text as it arrives.
 
-        Raises ModelUnavailable (transient), ContentRefused, or Fatal (a bad key, an unknown model).
+        Raises ModelUnavailable (transient), ContentRefused (by a filter, unheard), or Fatal (a bad
+        key, an unknown model).
         """
         started = clock.monotonic()
         try:
@@ -93,30 +104,36 @@ class OpenAIProvider:
             return answer.completion(request.model, round((clock.monotonic() - started) * 1000))
         except TimeoutError:
             raise classify.timed_out() from None
-        except (openai.OpenAIError, *_GARBLED) as error:
+        except (openai.OpenAIError, httpx2.RequestError, ErrorInStream, *_GARBLED) as error:
             _log_failure(request.model, error)
             # Not chained: whoever prints the error must not print the provider's words.
             raise _classified(error) from None
 
-    async def _answer(self, request: ModelRequest, on_text: Callable[[str], None]) -> "_Answer":
-        answer = _Answer(on_text)
+    async def _answer(self, request: ModelRequest, on_text: Callable[[str], None]) -> PartialAnswer:
+        answer = PartialAnswer(on_text)
         async with await self._stream(request) as stream:
-            async for chunk in stream:
-                answer.add(chunk)
+            # Not by the SDK's own reader, which bounds no event and validates no chunk.
+            await _read(stream.response.aiter_bytes(), answer)
         return answer
 
     async def _stream(self, request: ModelRequest) -> AsyncStream[ChatCompletionChunk]:
-        body = _body(request)
-        if request.model in self._fixed_temperature:
-            del body["temperature"]
-        try:
-            return await self._open(body)
-        except openai.BadRequestError as error:
-            if error.param != "temperature" or "temperature" not in body:
-                raise
-        self._fixed_temperature.add(request.model)
-        del body["temperature"]
-        return await self._open(body)
+        body = body_of(request)
+        for name in [name for name in body if _fingerprint(body, name) in self._refused]:
+            del body[name]
+        refused: set[str] = set()
+        while True:
+            try:
+                stream = await self._open(body)
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                name = _refused_part(error)
+                if name not in body:
+                    raise
+                refused.add(_fingerprint(body, name))
+                del body[name]
+            else:
+                # Only now is it known that the refusal was about these parts.
+                self._refused |= refused
+                return stream
 
     async def _open(self, body: dict[str, Any]) -> AsyncStream[ChatCompletionChunk]:
         stream: AsyncStream[ChatCompletionChunk]
@@ -124,123 +141,70 @@ class OpenAIProvider:
         return stream
 
 
-@dataclass
-class _PartialCall:
-    id: str = ""
-    name: str = ""
-    arguments: str = ""
+def _fingerprint(body: dict[str, Any], name: str) -> str:
+    """A part of the body that the model may refuse, with its value: another value may do."""
+    if not _OPTIONAL.fullmatch(name):
+        return ""
+    return f"{body['model']} {name} {json.dumps(body[name], sort_keys=True)}"
 
 
-@dataclass
-class _Answer:
-    """An answer in the making."""
-
-    on_text: Callable[[str], None]
-    model: str = ""
-    text: list[str] = field(default_factory=list)
-    calls: list[_PartialCall] = field(default_factory=list)
-    by_index: dict[int, _PartialCall] = field(default_factory=dict)
-    finish_reason: str | None = None
-    declined: bool = False
-    tokens: Tokens | None = None
-
-    def add(self, chunk: ChatCompletionChunk) -> None:
-        # The SDK builds chunks without validation: any part of them may be missing.
-        if not isinstance(chunk, ChatCompletionChunk):
-            raise classify.cut_off()
-        self.model = self.model or _word(getattr(chunk, "model", None))
-        self.tokens = _tokens(getattr(chunk, "usage", None)) or self.tokens
-        for choice in getattr(chunk, "choices", None) or ():
-            self._add_choice(choice)
-
-    def _add_choice(self, choice: Choice) -> None:
-        self.finish_reason = _word(getattr(choice, "finish_reason", None)) or self.finish_reason
-        delta = getattr(choice, "delta", None)
-        if delta is None:
-            return
-        if isinstance(delta.content, str) and delta.content:
-            self.text.append(delta.content)
-            self.on_text(_storable(delta.content))
-        self.declined = self.declined or bool(delta.refusal)
-        for piece in delta.tool_calls or ():
-            self._add_call(piece)
-
-    def _add_call(self, piece: ChoiceDeltaToolCall) -> None:
-        index = getattr(piece, "index", None)
-        place = len(self.calls) if index is None else index
-        call = self.by_index.get(place)
-        # Some servers number every call 0: another id is another call.
-        if call is None or (piece.id and call.id and piece.id != call.id):
-            call = self.by_index[place] = _PartialCall()
-            self.calls.append(call)
-        call.id = call.id or piece.id or ""
-        if piece.function is not None:
-            call.name += piece.function.name or ""
-            call.arguments += piece.function.arguments or ""
-
-    def completion(self, asked_model: str, latency_ms: int) -> Completion:
-        """The whole answer. Raises ContentRefused; ModelUnavailable when the stream was cut."""
-        if self.finish_reason is None:
-            _log.warning("llm_stream_cut", model=asked_model, pieces=len(self.text))
-            raise classify.cut_off()
-        if self.declined or self.finish_reason == "content_filter":
-            raise classify.refused()
-        return Completion(
-            model=self.model or asked_model,
-            text=_storable("".join(self.text)),
-            tool_calls=_finished_calls(self.calls),
-            finish_reason=self.finish_reason,
-            tokens=self.tokens,
-            latency_ms=latency_ms,
-        )
+def _refused_part(error: openai.APIStatusError) -> str:
+    """The name of the optional part that the endpoint refuses, or ""."""
+    named = _OPTIONAL.match(error.param) if isinstance(error.param, str) else None
+    if named is None and not error.param:
+        named = _OPTIONAL.search(str(error.body)[:_LOGGED_CHARACTERS])
+    return named[1] if named else ""
 
 
-def _finished_calls(calls: Iterable[_PartialCall]) -> tuple[ToolCall, ...]:
-    whole = [call for call in calls if call.name or call.arguments][:_MOST_CALLS]
-    taken: set[str] = set()
-    finished = []
-    for position, call in enumerate(whole):
-        call_id = _safe_id(call.id, position, taken)
-        taken.add(call_id)
-        name, arguments = _storable(call.name), _storable(call.arguments)
-        finished.append(ToolCall(id=call_id, name=name, arguments=arguments))
-    return tuple(finished)
-
-
-def _safe_id(given: str, position: int, taken: set[str]) -> str:
-    """The provider's id made safe for a step key; an empty or taken one gets a number."""
-    safe = _UNSAFE.sub("-", given)[:_ID_LIMIT] or "call"
-    candidate, number = safe if given else f"{safe}-{position}", position
-    while candidate in taken:
-        candidate = f"{safe[: _ID_LIMIT - 12]}-{number}"
-        number += 1
-    return candidate
-
-
-def _tokens(usage: object) -> Tokens | None:
-    """What the provider says; None unless both numbers are such as can be."""
-    numbers = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
-    match numbers:
-        case [int(given), int(made)] if 0 <= given < _MOST_TOKENS and 0 <= made < _MOST_TOKENS:
-            return Tokens(input=given, output=made)
-        case _:
-            return None
-
-
-def _word(value: object) -> str:
-    return _storable(value)[:_WORD_LIMIT] if isinstance(value, str) else ""
-
-
-def _storable(text: str) -> str:
-    """The text with surrogates joined; a lone one, which no store takes, is U+FFFD."""
+async def _read(parts: AsyncIterator[bytes], answer: PartialAnswer) -> None:
+    """Reads the answer to its end, or until it is too long."""
+    reader = EventReader()
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
+        async for part in parts:
+            for event in reader.feed(part):
+                if event.startswith(b"[DONE]"):
+                    await _drain(parts)
+                    return
+                answer.add(json.loads(event.decode()))
+                if answer.too_long:
+                    return
+    except EventTooLong as error:
+        answer.overflow(error.size)
 
 
-def _body(request: ModelRequest) -> dict[str, Any]:
+async def _drain(parts: AsyncIterator[bytes]) -> None:
+    """Reads the end of the body, without which its connection cannot be used again."""
+    try:
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            await anext(parts, None)
+    except (TimeoutError, httpx2.RequestError):
+        pass
+
+
+async def _bound_error(response: httpx2.Response) -> None:
+    """Lets the SDK read no more of an error's body than an error can be."""
+    if response.is_error:
+        response.stream = _BoundStream(response.stream)
+
+
+class _BoundStream(httpx2.AsyncByteStream):
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        left = _MOST_ERROR_BYTES
+        async for part in self._stream:
+            yield part[:left]
+            left -= len(part)
+            if left <= 0:
+                return
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+def body_of(request: ModelRequest) -> dict[str, Any]:
+    """The request as it is sent."""
     body: dict[str, Any] = {
         "model": request.model,
         "messages": [_message(message) for message in request.messages],
@@ -251,9 +215,17 @@ def _body(request: ModelRequest) -> dict[str, Any]:
     if request.tools:
         body["tools"] = [_tool(offer) for offer in request.tools]
         body["tool_choice"] = "auto"
+    if request.shape is not None:
+        body["response_format"] = _response_format(request.shape)
     if request.max_output_tokens is not None:
         body["max_completion_tokens"] = request.max_output_tokens
     return body
+
+
+def _response_format(shape: OutputShape) -> dict[str, Any]:
+    named = {"name": safe_name(shape.name), "schema": shape.parameters}
+    strict = is_strict(shape.parameters)
+    return {"type": "json_schema", "json_schema": {**named, "strict": strict}}
 
 
 def _message(message: Message) -> dict[str, Any]:
@@ -271,20 +243,21 @@ def _message(message: Message) -> dict[str, Any]:
 
 def _call(call: ToolCall) -> dict[str, Any]:
     """A call as it is sent back: endpoints refuse some of what models write, so it is mended."""
-    name = _UNSAFE.sub("_", call.name)[:_ID_LIMIT] or "unknown"
-    return {
-        "id": call.id,
-        "type": "function",
-        "function": {"name": name, "arguments": _json_object(call.arguments)},
-    }
+    function = {"name": safe_name(call.name), "arguments": _json_object(call.arguments)}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def _json_object(arguments: str) -> str:
+    if len(arguments) <= _MOST_ARGUMENT_CHARACTERS and _is_object(arguments):
+        return arguments
+    return json.dumps({"unreadable": storable(arguments[:_UNREADABLE_CHARACTERS])})
+
+
+def _is_object(text: str) -> bool:
     try:
-        whole = isinstance(json.loads(arguments), dict)
-    except (ValueError, RecursionError):
-        whole = False
-    return arguments if whole else json.dumps({"unreadable": arguments})
+        return isinstance(orjson.loads(text), dict)
+    except orjson.JSONDecodeError:
+        return False
 
 
 def _tool(offer: ToolOffer) -> dict[str, Any]:
@@ -293,7 +266,7 @@ def _tool(offer: ToolOffer) -> dict[str, Any]:
 
 def _classified(error: Exception) -> RunFailed:
     match error:
-        case openai.APITimeoutError():
+        case openai.APITimeoutError() | httpx2.TimeoutException():
             return classify.timed_out()
         case openai.APIConnectionError() | openai.APIResponseValidationError():
             return classify.cut_off()
@@ -302,9 +275,9 @@ def _classified(error: Exception) -> RunFailed:
             wait = classify.retry_after_seconds(
                 headers.get("retry-after"), headers.get("retry-after-ms"), clock.wall_ms()
             )
-            return classify.failure(error.status_code, error.code or "", wait)
-        case openai.APIError():
-            return classify.stream_failure(error.code or "", error.type or "")
+            return classify.failure(error.status_code, str(error.code or ""), wait)
+        case ErrorInStream():
+            return classify.stream_failure(error.code, error.kind)
         case openai.OpenAIError():
             return classify.failure(400)
         case _:
