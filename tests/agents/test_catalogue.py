@@ -28,6 +28,7 @@ def test_an_agent_may_not_name_a_tool_that_does_not_exist() -> None:
         ("other", "p.v2", "x", "no prompt file"),
         ("other", "p", "x", "must be named"),
         ("other", "p.v1", " \n", "is empty"),
+        ("other", "p.v1", "\udce9", "p.v1.md is not in UTF-8"),
     ],
 )
 def test_what_is_wrong_in_a_package_is_said(
@@ -36,8 +37,9 @@ def test_what_is_wrong_in_a_package_is_said(
     package = tmp_path / "wrong_agents"
     (package / "prompts").mkdir(parents=True)
     (package / "__init__.py").write_text("")
-    (package / "prompts" / "p.v1.md").write_text(text)
+    (package / "prompts" / "p.v1.md").write_bytes(text.encode(errors="surrogateescape"))
     (package / "one.py").write_text(
+        "from posthouse.agents.library.researcher import researcher\n"
         "from posthouse.agents.spec import AgentSpec\n"
         f"one = AgentSpec(name={name!r}, description='d', prompt={prompt!r})\n"
     )

@@ -84,6 +84,55 @@ def test_an_address_that_leads_nowhere(
     assert not (tmp_path / "data").exists()
 
 
+BAD_TOOL = """
+from posthouse.tools.define import tool
+
+@tool
+async def weigh(letter) -> str:
+    '''Weighs.'''
+"""
+
+
+@pytest.mark.parametrize("command", ["up", "demo"])
+@pytest.mark.parametrize(
+    ("listed", "said"),
+    [
+        ("nowhere", "library 'nowhere': there is no package 'nowhere'\n"),
+        ("no-where", "POSTHOUSE_LIBRARIES: 'no-where' names no package\n"),
+        ("mine", "mine.tools.weigh: tool 'weigh': annotate 'letter' with its type\n"),
+    ],
+)
+def test_a_library_that_cannot_be_used(
+    environment: dict[str, str], tmp_path: Path, command: str, listed: str, said: str
+) -> None:
+    file = Path(environment["POSTHOUSE_CORPUS"]) / "mine" / "tools" / "weigh.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(BAD_TOOL)
+    line = refused(environment | {"POSTHOUSE_LIBRARIES": listed}, command)
+    assert line == f"posthouse: {said}"
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_library_where_it_is_started_is_found_by_an_installed_command_too(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    corpus = Path(environment["POSTHOUSE_CORPUS"])
+    (corpus / "mine" / "tools").mkdir(parents=True)
+    script = tmp_path / "bin" / "command.py"
+    script.parent.mkdir()
+    script.write_text("from posthouse.cli.main import main\nmain()\n")
+    done = subprocess.run(
+        [sys.executable, str(script), "up"],
+        env=environment | {"POSTHOUSE_LIBRARIES": "mine", "REDIS_URL": "foo://"},
+        cwd=corpus,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
+        check=False,
+    )
+    assert done.stderr.startswith("posthouse: REDIS_URL: "), done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "said"), [((), r"Usage: posthouse "), (("--version",), r"\Aposthouse \d+\.\d+.*\n\Z")]
 )

@@ -185,7 +185,7 @@ def test_a_remark_between_the_turns_does_not_change_the_task() -> None:
 def test_tool_choice_is_obeyed() -> None:
     other = offer("notify", "to")
     assert isinstance(decide(Ask(start(), TOOLS, choice="none")), Text)
-    assert isinstance(decide(Ask(start(), (other,))), Text)
+    assert isinstance(decide(Ask(start(), (other,), choice="none")), Text)
     required = decide(Ask(start(), (other,), choice="required"))
     assert arguments(required) == [("notify", {"to": "stand-in", "max_results": 1})]
     named = decide(Ask(start(), (*TOOLS, other), choice=Named("extract_content")))

@@ -12,7 +12,8 @@ from pydantic import BaseModel, Field
 from structlog.testing import capture_logs
 
 from posthouse.errors import ConfigurationError, ToolFailed
-from posthouse.tools.define import MAX_ARGUMENT_CHARACTERS, ArgumentsRefused, arguments_of, tool
+from posthouse.tools.arguments import MAX_ARGUMENT_CHARACTERS, ArgumentsRefused, arguments_of
+from posthouse.tools.define import tool
 from posthouse.tools.model import Effect, Tool, ToolAnswer, ToolContext
 
 
@@ -30,6 +31,7 @@ async def look_up(
     Args:
         word: The word,
             in any form.
+        language: Of which dictionary.
         limit: How many meanings.
     """
     return {"run": context.run_id, "word": word, "language": language, "limit": limit}
@@ -52,7 +54,12 @@ def test_the_model_sees_the_signature_and_the_docstring() -> None:
         "required": ["word"],
         "properties": {
             "word": {"type": "string", "description": "The word, in any form."},
-            "language": {"type": "string", "enum": ["de", "en"], "default": "en"},
+            "language": {
+                "type": "string",
+                "enum": ["de", "en"],
+                "default": "en",
+                "description": "Of which dictionary.",
+            },
             "limit": {
                 "type": "integer",
                 "minimum": 1,
@@ -97,7 +104,14 @@ async def test_names_of_pydantic_and_models_as_arguments_are_fine(context: ToolC
     async def trip(
         schema: Place, copy: Span, model_config: list[int], _private: str = "", *, json: bool
     ) -> str:
-        """Plan a trip."""
+        """Plan a trip.
+
+        :param schema: Where to.
+        :param copy: For how long.
+        :param model_config: With whom.
+        :param _private: A secret.
+        :param json: How to say it.
+        """
         return f"{schema.city} {copy.days} {model_config} {_private} {json}"
 
     arguments = (
@@ -163,9 +177,12 @@ async def _any_arguments(
 ) -> None: ...
 
 
+ANY_TEXTS = {"text": "A text.", "numbers": "Some numbers.", "extra": "More."}
+
+
 @given(st.text(st.characters(codec=None, exclude_categories=())))
 def test_any_text_is_parsed_or_refused(text: str) -> None:
-    _, arguments = arguments_of("any", _any_arguments, {})
+    _, arguments = arguments_of("any", _any_arguments, ANY_TEXTS)
     with suppress(ArgumentsRefused):
         arguments.parse(text)
 
@@ -184,7 +201,7 @@ JSON = st.recursive(
     )
 )
 def test_what_is_valid_arrives_unchanged_and_the_rest_is_refused(value: dict[str, Any]) -> None:
-    _, arguments = arguments_of("any", _any_arguments, {})
+    _, arguments = arguments_of("any", _any_arguments, ANY_TEXTS)
     try:
         parsed = arguments.parse(json.dumps(value))
     except ArgumentsRefused:
@@ -208,7 +225,7 @@ async def test_a_slow_tool_is_stopped(context: ToolContext) -> None:
 
     told = await _problem(wait_for_ever, context, "{}")
     assert told == {
-        "error": "timeout", "message": "wait_for_ever timed out after 0.01 s", "retryable": True
+        "error": "timeout", "message": "the tool timed out after 0.01 s", "retryable": True
     }  # fmt: skip
     assert stopped.is_set()
 
@@ -236,7 +253,7 @@ async def test_an_unexpected_error_is_in_the_log_only(
 
     with capture_logs() as logs:
         told = await _problem(broken, context, "{}")
-    assert told == {"error": "unexpected", "message": "broken failed", "retryable": False}
+    assert told == {"error": "unexpected", "message": "the tool failed", "retryable": False}
     assert logs[0]["event"] == "tool_call_broke"
     assert logs[0]["exc_info"]
 
@@ -257,7 +274,7 @@ async def test_a_timeout_of_the_tools_own_is_a_timeout(context: ToolContext) -> 
         """Gives up."""
         raise TimeoutError
 
-    assert (await _problem(impatient, context, "{}"))["message"] == "impatient timed out"
+    assert (await _problem(impatient, context, "{}"))["message"] == "the tool timed out"
 
 
 async def test_cancellation_and_control_flow_pass_through(context: ToolContext) -> None:
@@ -288,14 +305,14 @@ async def test_cancellation_and_control_flow_pass_through(context: ToolContext) 
 
 
 async def test_a_result_is_cut(context: ToolContext) -> None:
-    @tool(max_result_bytes=20)
+    @tool(max_result_bytes=100)
     async def talk() -> str:
         """Talks."""
         return "é" * 100 + "\ud800"
 
     answer = await talk.call(context, "{}")
     assert answer.text.endswith("… [cut]")
-    assert len(answer.text.encode()) <= 20
+    assert len(answer.text.encode()) <= 100
 
 
 async def _no_annotation(word) -> str:  # type: ignore[no-untyped-def]
@@ -323,12 +340,18 @@ async def _any_number(*words: str) -> str:
 
 
 async def _late_context(word: str, context: ToolContext) -> str:
-    """Says."""
+    """Says.
+
+    :param word: What to say.
+    """
     return word
 
 
 async def _no_schema(word: asyncio.Event) -> str:
-    """Says."""
+    """Says.
+
+    :param word: What to say.
+    """
     return str(word)
 
 
@@ -338,6 +361,30 @@ async def _unknown_name(word: "Nowhere") -> str:  # type: ignore[name-defined] #
 
 
 async def größe(word: str) -> str:
+    """Says."""
+    return word
+
+
+async def _undocumented(word: str, loud: bool) -> str:
+    """Says.
+
+    Args:
+        word: What to say.
+    """
+    return word
+
+
+async def _documented_in_vain(word: str) -> str:
+    """Says.
+
+    Args:
+        word: What to say.
+        volume: How loud.
+    """
+    return word
+
+
+async def _field_as_default(word: str = Field("hello", description="What to say.")) -> str:
     """Says."""
     return word
 
@@ -354,6 +401,9 @@ async def größe(word: str) -> str:
         (_no_schema, "no schema"),
         (_unknown_name, "unreadable annotations"),
         (größe, "a name is 1-64"),
+        (_undocumented, "say in its docstring what 'loud' is"),
+        (_documented_in_vain, "its docstring describes 'volume', which is no argument of it"),
+        (_field_as_default, r"write 'word' as Annotated\[<type>, Field\(...\)\] = <default>"),
     ],
 )
 def test_what_cannot_be_offered_is_refused_with_one_line(function: Any, said: str) -> None:
@@ -361,3 +411,68 @@ def test_what_cannot_be_offered_is_refused_with_one_line(function: Any, said: st
         tool()(function)
     assert "\n" not in str(raised.value)
     assert function.__name__ in str(raised.value)
+
+
+@tool
+async def bare(word: Annotated[str, Field(description="Any word.")]) -> str:
+    """Says a word."""
+    return word
+
+
+async def test_without_a_call_and_with_a_field_it_is_a_tool_too(context: ToolContext) -> None:
+    assert bare.offer.parameters["properties"]["word"]["description"] == "Any word."
+    assert (await bare.call(context, '{"word": "hay"}')).text == "hay"
+
+
+@pytest.mark.parametrize(
+    ("terms", "said"),
+    [
+        ({"timeout_seconds": 0}, "timeout_seconds must be above 0, not 0"),
+        ({"timeout_seconds": float("nan")}, "timeout_seconds must be above 0, not nan"),
+        ({"timeout_seconds": float("inf")}, "timeout_seconds must be above 0, not inf"),
+        ({"max_result_bytes": 99}, "max_result_bytes must be at least 100, not 99"),
+        ({"retries": -1}, "retries must be 0 or more, not -1"),
+        ({"effect": Effect.WRITE, "retries": 1}, "a call that writes is never made again"),
+        ({"concurrency": 0}, "concurrency must be at least 1, not 0"),
+    ],
+)
+def test_terms_that_cannot_be_kept_are_refused(terms: dict[str, Any], said: str) -> None:
+    async def say() -> str:
+        """Says."""
+        return ""
+
+    with pytest.raises(ConfigurationError, match=f"tool 'say': {said}"):
+        tool(**terms)(say)
+
+
+async def test_the_answers_of_a_trusted_tool_are_ours_but_not_its_failures(
+    context: ToolContext,
+) -> None:
+    @tool(trusted=True)
+    async def count(words: Annotated[list[str], Field(description="What to count.")]) -> int:
+        """Count words."""
+        if not words:
+            raise ToolFailed("no words", kind="empty")
+        return len(words)
+
+    assert (await count.call(context, '{"words": ["a"]}')).trusted
+    assert not (await count.call(context, '{"words": []}')).trusted
+    assert not (await bare.call(context, '{"word": "hay"}')).trusted
+
+
+async def test_what_may_pass_is_tried_again_and_the_rest_is_not(context: ToolContext) -> None:
+    problems = [
+        ToolFailed("busy", kind="http_error", retryable=True, status_code=503),
+        TimeoutError(),
+        ToolFailed("gone", kind="not_found"),
+    ]
+    tries = []
+
+    @tool(retries=5)
+    async def fetch() -> str:
+        """Fetches."""
+        tries.append(len(tries))
+        raise problems[tries[-1]]
+
+    assert (await _problem(fetch, context, "{}"))["error"] == "not_found"
+    assert tries == [0, 1, 2]

@@ -1,13 +1,14 @@
 """The agents that there are: ours and those of other packages, with their prompts."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from types import ModuleType
 
 from posthouse.agents import library as built_in
 from posthouse.agents.spec import Agent, AgentSpec, with_prompt
 from posthouse.errors import ConfigurationError
-from posthouse.registry import discover
+from posthouse.registry import by_name, definitions
 
 
 def library(packages: Iterable[ModuleType] = ()) -> dict[str, Agent]:
@@ -15,14 +16,24 @@ def library(packages: Iterable[ModuleType] = ()) -> dict[str, Agent]:
 
     Raises ConfigurationError: a name twice, a module without an agent, a prompt that is missing.
     """
-    agents: dict[str, Agent] = {}
-    for package in (built_in, *packages):
-        folder = files(package) / "prompts"
-        for name, spec in discover([package], AgentSpec, lambda spec: spec.name).items():
-            if name in agents:
-                raise ConfigurationError(f"agent {name!r} is defined twice")
-            agents[name] = with_prompt(spec, folder)
-    return agents
+    folders: dict[str, Traversable] = {}
+
+    def found() -> Iterator[tuple[str, str, AgentSpec]]:
+        for package in (built_in, *packages):
+            for module, specs in definitions([package], AgentSpec):
+                for spec in specs:
+                    folders.setdefault(spec.name, files(package) / "prompts")
+                    yield module, spec.name, spec
+
+    specs = by_name("agent", found())
+    return {name: _prompted(spec, folders[name]) for name, spec in specs.items()}
+
+
+def _prompted(spec: AgentSpec, folder: Traversable) -> Agent:
+    try:
+        return with_prompt(spec, folder)
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"prompt file {spec.prompt}.md is not in UTF-8") from None
 
 
 def check_tools(agents: Mapping[str, Agent], tools: Collection[str]) -> None:

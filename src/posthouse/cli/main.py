@@ -11,6 +11,7 @@ import typer
 from posthouse.cli.configuration import given_names, load_settings, unknown
 from posthouse.cli.demo import DEFAULT_TOPIC
 from posthouse.cli.demo import demo as run_demo
+from posthouse.cli.libraries import check_libraries
 from posthouse.cli.screen import standard_output
 from posthouse.cli.up import up as run_up
 from posthouse.embedded.preflight import examine
@@ -84,7 +85,9 @@ def demo(
 
 def _prepare(*, any_port: bool = False) -> tuple[Layout, list[str]]:
     """What is to run, and what a person should know of before. Raises ConfigurationError."""
-    layout = lay_out(load_settings(), any_port=any_port)
+    settings = load_settings()
+    check_libraries(settings.libraries)
+    layout = lay_out(settings, any_port=any_port)
     warnings = unknown(given_names())
     if layout.own_redis is not None:
         warnings += asyncio.run(examine(layout.own_redis, layout.redis))

@@ -78,6 +78,8 @@ def _turn(event: t.Event) -> Line | None:
             return Line(f"wrote {count(length, 'character')}")
         case t.MessageSuperseded():
             return Line("the text so far was cut by a crash and comes again", "yellow")
+        case t.StallDetected(pattern=pattern, action=action):
+            return Line(f"goes in circles ({pattern}): {action}", "yellow")
         case t.ModelRetrying(code=code, attempt=attempt, delay_ms=delay):
             pause = seconds(delay / 1000)
             return Line(f"the model failed ({code}); try {attempt + 1} in {pause}", "yellow")

@@ -60,6 +60,10 @@ def _further(settings: Settings, corpus: Path) -> dict[str, str]:
     names = {name: str(field.validation_alias) for name, field in Settings.model_fields.items()}
     given = [name for name in _ALIKE if name in settings.model_fields_set]
     further = {names[name]: str(getattr(settings, name)) for name in given}
+    if settings.libraries:
+        further[names["libraries"]] = settings.libraries
+        # Where this one finds them; by itself Python looks only where it stands.
+        further |= {"PYTHONPATH": path} if (path := os.environ.get("PYTHONPATH")) else {}
     if corpus != Path("docs").resolve():
         further[names["corpus"]] = str(corpus)
     if settings.metrics_port:

@@ -63,7 +63,7 @@ def lay_out(settings: Settings, *, any_port: bool = False) -> Layout:
     models, model_env, model = _model(settings, model_port)
     # Last, as it makes the folder of the data: nothing is made for settings that are refused.
     stores, redis_env, redis = _redis(settings, data_dir, redis_port)
-    shared = _shared_env(corpus, data_dir) | redis_env
+    shared = _shared_env(settings, corpus, data_dir) | redis_env
     api = Process(
         name="api",
         argv=_module("api_app"),
@@ -183,10 +183,11 @@ def _module(name: str, *options: str) -> tuple[str, ...]:
     return (sys.executable, "-m", name, *options)
 
 
-def _shared_env(corpus: Path, data_dir: Path) -> dict[str, str]:
+def _shared_env(settings: Settings, corpus: Path, data_dir: Path) -> dict[str, str]:
     return _unproxied() | {
         "POSTHOUSE_CORPUS": str(corpus),
         "POSTHOUSE_DATA_DIR": str(data_dir),
+        "POSTHOUSE_LIBRARIES": settings.libraries,
         "PYTHONUNBUFFERED": "1",
     }
 

@@ -93,13 +93,17 @@ class ToolProblem(BaseModel):
 
 
 class ToolAnswer(BaseModel):
-    """What the model is told (`text`), what went wrong if anything, and which documents were read."""
+    """What the model is told (`text`), what went wrong if anything, and which documents were read.
+
+    Unless it is `trusted`, the model is told that the text came from outside.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     text: str
     problem: ToolProblem | None = None
     sources: tuple[Source, ...] = ()
+    trusted: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,8 @@ class Tool:
     """One tool: how the model sees it, and how a call of it is made.
 
     `call` takes the model's own argument text, validates it, and never raises but for cancellation: every
-    failure is an answer with a problem. Timeout in seconds, `max_result_bytes` in bytes of UTF-8.
+    failure is an answer with a problem. Timeout in seconds for each try, `max_result_bytes` in bytes of UTF-8;
+    `concurrency` is how many calls one worker process may make at the same time, None for any number.
     """
 
     offer: ToolOffer
@@ -115,20 +120,9 @@ class Tool:
     timeout_seconds: float
     max_result_bytes: int
     call: Callable[[ToolContext, str], Awaitable[ToolAnswer]]
+    concurrency: int | None = None
 
     @property
     def name(self) -> str:
         """The name that the model calls it by."""
         return self.offer.name
-
-
-class Toolset(Protocol):
-    """A group of tools that an agent may use."""
-
-    def offers(self) -> tuple[ToolOffer, ...]:
-        """The tools as the model sees them."""
-        ...
-
-    async def call(self, name: str, arguments: str, context: ToolContext) -> ToolAnswer:
-        """The answer of the named tool; an unknown name is an answer with a problem, never an error."""
-        ...

@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 
 import orjson
 
+from posthouse.embedded.standin.errands import errands_of, quoted, unasked
 from posthouse.embedded.standin.evidence import (
     EXTRACT,
     SEARCH,
@@ -90,13 +91,23 @@ class _Wish:
 
 
 def decide(ask: Ask, read: Reader = sentences) -> Answer:
-    """The answer, the same for the same `ask`: a search, then reading, then the report."""
+    """The answer, the same for the same `ask`: a search, then reading, then the report.
+
+    Where there is nothing to search in, every other tool once, then what they said.
+    """
     task = task_of(ask.messages)
     evidence = evidence_of(ask.messages)
     wishes = _wishes(ask, task, evidence)
     if wishes:
         return Calls(_with_ids(wishes if ask.parallel else wishes[:1], ask.messages))
-    return Text(_final(ask.form, lambda: report(task.topic, evidence, read)))
+    return Text(_final(ask.form, lambda: _prose(ask, task, evidence, read)))
+
+
+def _prose(ask: Ask, task: Task, evidence: Evidence, read: Reader) -> str:
+    errands = errands_of(ask.messages)
+    if errands and not evidence.searched and not evidence.pages:
+        return quoted(task.topic, errands)
+    return report(task.topic, evidence, read)
 
 
 def loop_call(ask: Ask) -> Calls:
@@ -119,7 +130,7 @@ def _wishes(ask: Ask, task: Task, evidence: Evidence) -> list[_Wish]:
         case Named(name):
             return [_some_call(offers[name], task, evidence)]
         case "auto":
-            return _road(offers, task, evidence)
+            return _road(offers, task, evidence) or _errands(ask, task)
         case "required":
             first = next(iter(ask.offers))
             return _road(offers, task, evidence) or [_some_call(first, task, evidence)]
@@ -134,6 +145,11 @@ def _road(offers: dict[str, ToolOffer], task: Task, evidence: Evidence) -> list[
     if EXTRACT in offers:
         return [_call(offers[EXTRACT], "url", hit.url) for hit in unread(evidence, _PAGES)]
     return []
+
+
+def _errands(ask: Ask, task: Task) -> list[_Wish]:
+    made = unasked(ask.offers, ask.messages, task.topic)
+    return [_Wish(name, _dumped(arguments)) for name, arguments in made]
 
 
 def _some_call(offer: ToolOffer, task: Task, evidence: Evidence) -> _Wish:

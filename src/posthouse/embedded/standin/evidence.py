@@ -9,6 +9,7 @@ from urllib.parse import urldefrag
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
 
+from posthouse.agents.outside import unmarked
 from posthouse.llm.messages import AssistantMessage, Message, ToolMessage, UserMessage
 
 SEARCH, EXTRACT = "search_web", "extract_content"
@@ -71,9 +72,9 @@ def task_of(messages: tuple[Message, ...]) -> Task:
 
 def evidence_of(messages: tuple[Message, ...]) -> Evidence:
     """Everything that the tools brought for the task; what cannot be read is passed over."""
-    since = messages[_task_index(messages) + 1 :]
+    since = since_task(messages)
     calls = [c for m in since if isinstance(m, AssistantMessage) for c in m.tool_calls]
-    results = [_parsed(m.text) for m in since if isinstance(m, ToolMessage)]
+    results = [_parsed(unmarked(m.text)) for m in since if isinstance(m, ToolMessage)]
     hits = [r for r in results if isinstance(r, tuple)]
     pages = {_place(r.url): r for r in reversed(results) if isinstance(r, ReadPage)}
     return Evidence(
@@ -81,8 +82,13 @@ def evidence_of(messages: tuple[Message, ...]) -> Evidence:
         pages=tuple(reversed(pages.values())),
         searched=bool(hits) or any(c.name == SEARCH for c in calls),
         asked=tuple(c.arguments for c in calls if c.name == EXTRACT),
-        failures=sum(_is_problem(m.text) for m in since if isinstance(m, ToolMessage)),
+        failures=sum(_is_problem(unmarked(m.text)) for m in since if isinstance(m, ToolMessage)),
     )
+
+
+def since_task(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """What came after the task that the conversation is about now."""
+    return messages[_task_index(messages) + 1 :]
 
 
 def unread(evidence: Evidence, limit: int) -> tuple[Hit, ...]:
@@ -103,8 +109,15 @@ def _task_index(messages: tuple[Message, ...]) -> int:
     """The last user message with a topic line; without any, the last that follows no result."""
     asked = [i for i, message in enumerate(messages) if isinstance(message, UserMessage)]
     with_topic = [i for i in asked if _TOPIC.search(messages[i].text)]
-    opening = [i for i in asked if i == 0 or not isinstance(messages[i - 1], ToolMessage)]
+    opening = [i for i in asked if not _follows_result(messages, i)]
     return (with_topic or opening or asked or [-1])[-1]
+
+
+def _follows_result(messages: tuple[Message, ...], index: int) -> bool:
+    """Whether what the user says there comes after a tool's answer, directly or after other such words."""
+    while index and isinstance(messages[index - 1], UserMessage):
+        index -= 1
+    return index > 0 and isinstance(messages[index - 1], ToolMessage)
 
 
 def _task_text(messages: tuple[Message, ...]) -> str:
