@@ -12,29 +12,23 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from posthouse import __version__, ids
-from posthouse.agents import catalogue as agents
 from posthouse.agents.loop import AgentLoop
 from posthouse.engine.engine import Engine, Identity
 from posthouse.engine.leases import Leases
+from posthouse.engine.libraries import Stock, stock_of
 from posthouse.engine.pusher import Pusher
 from posthouse.engine.slice import Workshop
 from posthouse.engine.steps import Bounds, Shared
-from posthouse.errors import ConfigurationError
 from posthouse.journal.store import JournalStore
-from posthouse.llm.providers.openai import OpenAIProvider, openai_provider
-from posthouse.llm.retry import RetryingProvider
 from posthouse.logs import configure_logs
 from posthouse.queue.worker import NET_SECONDS, fleet_worker, stock_settings
+from posthouse.registry import named_libraries
 from posthouse.runs.transitions import Transitions
 from posthouse.settings import Settings
 from posthouse.storage.connect import connect
 from posthouse.telemetry import Metrics, MetricsServer
-from posthouse.tools import catalogue as tools
-from posthouse.tools.corpus import Corpus
-from posthouse.tools.fetch import WebReader
-from posthouse.tools.model import Resources
-from posthouse.tools.pages import Pages
-from posthouse.workflows import catalogue as workflows
+from posthouse.tools.attempts import limited
+from worker_app.outside import Outside, outside
 
 
 def new_identity() -> Identity:
@@ -48,17 +42,14 @@ class Plant:
     """Everything that one worker process holds, and how it lets go of it."""
 
     engine: Engine
+    stock: Stock
     redis: Redis
-    provider: OpenAIProvider
-    web: WebReader
-    corpus: Corpus
+    outside: Outside
     metrics: MetricsServer | None
 
     async def close(self) -> None:
         """Closes every connection and port."""
-        await self.provider.aclose()
-        await self.web.aclose()
-        self.corpus.close()
+        await self.outside.close()
         if self.metrics is not None:
             self.metrics.close()
         await self.redis.aclose()
@@ -66,40 +57,40 @@ class Plant:
 
 def build(settings: Settings, identity: Identity) -> Plant:
     """The engine of this process and what it works with. Raises ConfigurationError."""
+    stock = stock_of(named_libraries(settings.libraries))
     metrics = Metrics(CollectorRegistry())
     # One silent connection must not cost a lease: three tries fit into one.
     patience = min(5.0, settings.lease_seconds / 3)
     redis = connect(settings.redis_url, max_connections=64, socket_timeout=patience)
-    corpus, web = Corpus(settings.corpus), WebReader()
-    key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
-    if not key and not settings.openai_base_url:
-        raise ConfigurationError("no model: set OPENAI_API_KEY or OPENAI_BASE_URL")
-    provider = openai_provider(api_key=key, base_url=settings.openai_base_url)
-    toolbox, crew = tools.library(), agents.library()
-    agents.check_tools(crew, toolbox)
+    world = outside(settings, redis, metrics)
     loop = AgentLoop(
-        RetryingProvider(provider),
-        toolbox,
-        Resources(search=corpus, pages=Pages(corpus, web)),
+        world.models,
+        limited(stock.tools.values()),
+        world.resources,
         metrics,
         model=settings.openai_model,
         max_iterations=settings.max_agent_iterations,
         timeout_seconds=settings.agent_timeout_seconds,
     )
     transitions = Transitions(redis)
-    bounds = Bounds(settings.max_run_steps, settings.max_run_events, settings.max_output_bytes)
+    bounds = Bounds(
+        settings.max_run_steps,
+        settings.max_run_events,
+        settings.max_output_bytes,
+        settings.model_wait_seconds,
+    )
     leases = Leases(transitions, identity.worker_id, settings.lease_seconds)
     shared = Shared(JournalStore(redis), leases, Pusher(redis), bounds)
-    known = {(flow.name, flow.version): flow for flow in workflows.library().values()}
-    workshop = Workshop(transitions, shared, known, crew, loop, metrics)
+    known = {(flow.name, flow.version): flow for flow in stock.workflows.values()}
+    workshop = Workshop(transitions, shared, known, stock.agents, loop, metrics)
     engine = Engine(workshop, identity, settings.worker_slots)
     served = metrics.serve(settings.metrics_port, settings.host) if settings.metrics_port else None
-    return Plant(engine, redis, provider, web, corpus, served)
+    return Plant(engine, stock, redis, world, served)
 
 
 def _log_to_stderr(settings: Settings, identity: Identity) -> None:
-    key = settings.openai_api_key
-    secrets = [key.get_secret_value()] if key else []
+    keys = (settings.openai_api_key, settings.search_api_key)
+    secrets = [key.get_secret_value() for key in keys if key]
     configure_logs(settings.log_level, process=identity.worker_id, secrets=secrets)
 
 
@@ -121,7 +112,7 @@ async def work(settings: Settings) -> None:
         drain_seconds=settings.drain_seconds,
     )
     plant.engine.start()
-    _say_what_started(settings)
+    _say_what_started(settings, plant.stock)
     try:
         await worker.main()
     finally:
@@ -129,7 +120,7 @@ async def work(settings: Settings) -> None:
         await plant.close()
 
 
-def _say_what_started(settings: Settings) -> None:
+def _say_what_started(settings: Settings, stock: Stock) -> None:
     log = structlog.get_logger()
     log.info(
         "worker_started",
@@ -138,10 +129,13 @@ def _say_what_started(settings: Settings) -> None:
         model=settings.openai_model,
         endpoint=settings.openai_base_url or "OpenAI",
         slots=settings.worker_slots,
-        workflows=sorted(workflows.library()),
+        workflows=sorted(stock.workflows),
+        agents=sorted(stock.agents),
+        tools=sorted(stock.tools),
+        search=settings.search,
         corpus=str(settings.corpus),
     )
-    if not settings.corpus.is_dir():
+    if settings.search == "corpus" and not settings.corpus.is_dir():
         log.warning("corpus_missing", corpus=str(settings.corpus))
 
 

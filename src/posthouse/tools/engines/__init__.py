@@ -1,0 +1,1 @@
+"""Search engines, one a file, each with the name of its file."""
