@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from ipaddress import ip_address
 
 import orjson
 import structlog
@@ -10,14 +11,29 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
-from api_app.problems import problem
-from posthouse.errors import InvalidRequest, PayloadTooLarge, RequestCode, RequestError
+from api_app.problems import problem, request_id
+from posthouse.errors import (
+    ConfigurationError,
+    InvalidRequest,
+    PayloadTooLarge,
+    RequestCode,
+    RequestError,
+)
 from posthouse.ids import new_token
 
 MAX_DEPTH = 64
 BODY_SECONDS = 15.0
 TOO_DEEP = f"the body is nested deeper than {MAX_DEPTH} levels"
 
+ANY_HOST = "*"
+ALIVE = "/health/live"
+MISDIRECTED = 421
+NOT_SERVED = (
+    "the Host header names a host that is not served here; POSTHOUSE_HOSTS says which names are"
+)
+
+_HOST = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9_.-]{1,253})(?::[0-9]{0,5})?", re.IGNORECASE)
+_NAMED_HOST = re.compile(r"\*|(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _LONG_NUMBER = re.compile(rb"(?<![\d.])(-?\d{19,})(?![\d.eE])")
@@ -28,23 +44,67 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _log = structlog.get_logger(__name__)
 
 
-class Edge:
-    """Gives every request (and its log lines) an id and every answer its headers; what nobody caught is a 500 here."""
+def named_hosts(setting: str) -> frozenset[str]:
+    """The names in POSTHOUSE_HOSTS, in lower case. Raises ConfigurationError."""
+    names = {name.strip().lower() for name in setting.split(",")} - {""}
+    for name in sorted(names):
+        if _NAMED_HOST.fullmatch(name) is None:
+            raise ConfigurationError(
+                f"POSTHOUSE_HOSTS: {name[:80]!r} is no name of a host; give names without scheme"
+                " and port, as in api.example.org,*.example.com"
+            )
+    return frozenset(name.removesuffix(".") for name in names)
 
-    def __init__(self, app: ASGIApp) -> None:
+
+def serves(host: str, hosts: frozenset[str]) -> bool:
+    """Whether a Host header names this service: by an address, a name without a dot, or one of `hosts`."""
+    if not host or ANY_HOST in hosts:
+        return True
+    found = _HOST.fullmatch(host)
+    if found is None:
+        return False
+    name = found[1].lower().removesuffix(".")
+    if name.startswith("["):
+        return _is_ip(name[1:-1], version=6)
+    if "." not in name or _is_ip(name, version=4):
+        return name != ""
+    above = name.split(".")[1:]
+    return name in hosts or any("*." + ".".join(above[n:]) in hosts for n in range(len(above)))
+
+
+def _is_ip(text: str, version: int) -> bool:
+    try:
+        return ip_address(text).version == version
+    except ValueError:
+        return False
+
+
+class Edge:
+    """Gives every request (and its log lines) an id and every answer its headers; what nobody caught is a 500 here.
+
+    A request for a host that is not served gets 421: a browser that was led here by a name of somebody
+    else's would act for that page.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: frozenset[str] = frozenset()) -> None:
         self._app = app
+        self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
         known = given if _REQUEST_ID.fullmatch(given) else new_token()
         scope.setdefault("state", {})["request_id"] = known
+        served = scope["path"] == ALIVE or all(
+            serves(host, self._hosts) for host in headers.getlist("host")
+        )
         with bound_contextvars(request_id=known):
-            await self._answer(scope, receive, send, known)
+            await self._answer(self._app if served else _not_served, scope, receive, send)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, known: str) -> None:
+    async def _answer(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
 
         async def send_with_headers(message: Message) -> None:
@@ -52,12 +112,12 @@ class Edge:
             if message["type"] == "http.response.start":
                 started = True
                 headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = known
+                headers["X-Request-Id"] = request_id(scope)
                 headers["X-Content-Type-Options"] = "nosniff"
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_headers)
+            await app(scope, receive, send_with_headers)
         except Exception:
             _log.exception("request_failed", path=scope["path"])
             if started:
@@ -65,6 +125,18 @@ class Edge:
             detail = "an unexpected error; the log has it under this request id"
             answer = problem(scope, RequestCode.INTERNAL, detail)
             await answer(scope, receive, send_with_headers)
+
+
+async def _not_served(scope: Scope, receive: Receive, send: Send) -> None:
+    answer = problem(
+        scope,
+        RequestCode.INVALID_REQUEST,
+        NOT_SERVED,
+        status=MISDIRECTED,
+        # What there is of a body is not waited for.
+        headers={"Connection": "close"},
+    )
+    await answer(scope, receive, send)
 
 
 class BodyGuard:

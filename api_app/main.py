@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from api_app.document import add_problem_document
-from api_app.guard import BodyGuard, Edge
+from api_app.guard import BodyGuard, Edge, named_hosts
 from api_app.problems import add_problem_handlers
 from api_app.routes import front, health, runs, streams, tutorial, workflows
 from api_app.service import Service, said_once
@@ -17,6 +17,7 @@ from posthouse.control.journal import Journal
 from posthouse.control.submission import Submissions
 from posthouse.events.hub import Hub
 from posthouse.events.log import EventLog
+from posthouse.registry import named_libraries, parts_of
 from posthouse.runs.records import Records
 from posthouse.runs.transitions import Transitions
 from posthouse.settings import Settings
@@ -36,7 +37,8 @@ def create_default_app() -> FastAPI:
 
 def create_app(settings: Settings, *, write_seconds: float = WRITE_SECONDS) -> FastAPI:
     """The application with the workflows that are installed. Raises ConfigurationError."""
-    return build_app(settings, library(), write_seconds=write_seconds)
+    packages = parts_of(named_libraries(settings.libraries), "workflows")
+    return build_app(settings, library(packages), write_seconds=write_seconds)
 
 
 def build_app(
@@ -70,7 +72,7 @@ def build_app(
     )
     app.state.service = service
     app.add_middleware(BodyGuard, limit=settings.max_body_bytes)
-    app.add_middleware(Edge)
+    app.add_middleware(Edge, hosts=named_hosts(settings.hosts))
     add_problem_handlers(app)
     for room in (streams, runs, tutorial, workflows):
         app.include_router(room.router, prefix="/api/v1", dependencies=[Depends(said_once)])

@@ -1,8 +1,12 @@
-"""A call's context, and a small web site on this machine that counts who connects."""
+"""A call's context, packages to import, and a small web site on this machine that counts who connects."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import importlib
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -28,6 +32,25 @@ class Library:
 @pytest.fixture
 def shelf() -> Library:
     return Library()
+
+
+@pytest.fixture
+def importable(tmp_path: Path) -> Iterator[Callable[..., ModuleType]]:
+    """Writes a package of the given modules and imports it; all is forgotten after the test."""
+
+    def write(name: str, **modules: str) -> ModuleType:
+        (tmp_path / name).mkdir()
+        for module, text in {"__init__": "", **modules}.items():
+            (tmp_path / name / f"{module}.py").write_text(text)
+        importlib.invalidate_caches()
+        return importlib.import_module(name)
+
+    known = set(sys.modules)
+    sys.path.insert(0, str(tmp_path))
+    yield write
+    sys.path.remove(str(tmp_path))
+    for name in set(sys.modules) - known:
+        del sys.modules[name]
 
 
 @pytest.fixture

@@ -4,14 +4,17 @@ import socket
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
+from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 
 from posthouse.errors import ToolFailed
-from posthouse.tools.fetch import MAX_REDIRECTS, Caps, WebReader, resolve
+from posthouse.tools.fetch import MAX_REDIRECTS, Caps, Names, WebReader
 from posthouse.tools.guard import Ip
 from posthouse.tools.model import PageReader
 
@@ -41,7 +44,7 @@ def _only_site(ip: Ip) -> bool:
     return ip == SITE
 
 
-class Names:
+class Answers:
     """A resolver that answers from a table, and counts."""
 
     def __init__(self, *answers: str) -> None:
@@ -118,14 +121,14 @@ async def test_a_redirect_is_checked_like_the_first_address(spelling: str, site:
 
 
 async def test_one_private_answer_among_public_ones_is_enough_to_refuse(site: Any) -> None:
-    async with _reader(site, resolve=Names("1.1.1.1 127.0.0.1")) as reader:
+    async with _reader(site, resolve=Answers("1.1.1.1 127.0.0.1")) as reader:
         error = await _refusal(reader, site.url("/", "rebind.example"))
     assert error.kind == "forbidden_address"
     assert site.connections == 0
 
 
 async def test_a_name_is_looked_up_once_and_what_was_checked_is_connected_to(site: Any) -> None:
-    names = Names("127.0.0.2", "127.0.0.1")
+    names = Answers("127.0.0.2", "127.0.0.1")
     async with _reader(site, allow=_only_site, resolve=names) as reader:
         error = await _refusal(reader, site.url("/", "rebind.example"))
         assert "could not be reached" in str(error)  # nobody listens at the checked address
@@ -152,7 +155,7 @@ async def test_the_connection_itself_is_checked_too(site: Any) -> None:
 
 async def test_the_next_address_is_tried_when_one_does_not_answer(site: Any) -> None:
     site.page("/", ARTICLE.encode())
-    async with _reader(site, allow=_any, resolve=Names("127.0.0.3 127.0.0.1")) as reader:
+    async with _reader(site, allow=_any, resolve=Answers("127.0.0.3 127.0.0.1")) as reader:
         page = await reader.read(site.url("/", "two.example"))
     assert page.address == site.url("/", "two.example")
 
@@ -197,7 +200,7 @@ async def test_a_status_is_told(status: int, retryable: bool, site: Any, reader:
 
 
 async def test_what_cannot_be_reached_is_told(site: Any, free_tcp_port: int) -> None:
-    async with _reader(site, allow=_any, resolve=Names("")) as reader:
+    async with _reader(site, allow=_any, resolve=Answers("")) as reader:
         assert "no site named" in str(await _refusal(reader, site.url("/", "nowhere.example")))
     reader = WebReader(allow=_any, ports=frozenset({free_tcp_port}))
     error = await _refusal(reader, f"http://127.0.0.1:{free_tcp_port}/")
@@ -347,7 +350,123 @@ async def test_a_page_without_text_is_unreadable(site: Any, reader: WebReader) -
 
 
 async def test_the_system_resolver_gives_every_address_once() -> None:
-    assert ip_address("127.0.0.1") in await resolve("localhost", 80)
-    assert await resolve("127.1", 80) == (ip_address("127.0.0.1"),)
+    names = Names()
+    assert ip_address("127.0.0.1") in await names.resolve("localhost", 80)
+    assert await names.resolve("127.1", 80) == (ip_address("127.0.0.1"),)
     with pytest.raises(socket.gaierror):
-        await resolve("no such host", 80)
+        await names.resolve("no such host", 80)
+    names.close()
+
+
+async def test_names_and_texts_wait_for_no_other_work_in_threads(site: Any) -> None:
+    others = ThreadPoolExecutor(1)
+    asyncio.get_running_loop().set_default_executor(others)
+    go_on = Event()
+    others.submit(go_on.wait)  # whatever takes a thread for long
+    site.page("/", ARTICLE.encode())
+    async with _reader(site, allow=_any) as reader:
+        assert (await reader.read(site.url("/", "localhost"))).title == "Hörses"
+    go_on.set()
+    others.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [("1.1.1.1 fe80::1%1", "forbidden_address"), ("2606:4700::1%1", "forbidden_address"),
+     ("", "http_error"), (" ".join(f"1.1.{n // 250}.{n % 250}" for n in range(10_000)), "http_error")],
+)  # fmt: skip
+async def test_odd_answers_of_a_resolver(answer: str, kind: str, site: Any) -> None:
+    async with _reader(site, resolve=Answers(answer)) as reader:
+        assert (await _refusal(reader, site.url("/", "odd.example"))).kind == kind
+    assert site.connections == 0
+
+
+async def test_a_resolver_that_breaks_is_a_site_that_is_not_there(site: Any) -> None:
+    async def broken(host: str, port: int) -> tuple[Ip, ...]:
+        raise ValueError("not an address")
+
+    async with _reader(site, resolve=broken) as reader:
+        assert "no site named" in str(await _refusal(reader, site.url("/", "odd.example")))
+
+
+@pytest.mark.parametrize(
+    ("location", "kind"),
+    [(b"http://b\xc3\xbccher.example/", "http_error"), (b"http://lo\xc5\xbfacal.example/", "http_error"),
+     (b"http://\xff\xfe/", "http_error"), (b"http://xn--0/", "http_error"),
+     (b"http://0177.0.0.1/", "forbidden_address"), (b"http://[::1/", "forbidden_address"),
+     (b"/a\x01b", "forbidden_address"), (b"/a\rb", "http_error"), (b"/a b", "forbidden_address"),
+     (b"/" + b"a" * 30_000, "forbidden_address"), (b"http://:pw@", "forbidden_address"),
+     (b"/\r\n folded", "forbidden_address"), (b"/\r\nLocation: http://127.0.0.1/", "forbidden_address"),
+     (b"/\r\n\r\nHTTP/1.1 200 OK", "forbidden_address"), (b"", "http_error"), (b"?", "forbidden_address"),
+     (b"file:///etc/passwd", "forbidden_address"), (b"//", "forbidden_address"),
+     (b"http://\xf0\x9f\x92\xa9/", "http_error")],
+)  # fmt: skip
+async def test_an_odd_redirect_is_told(location: bytes, kind: str, site: Any) -> None:
+    async def nobody(host: str, port: int) -> tuple[Ip, ...]:
+        return (ip_address("127.0.0.1"),) if host in ("127.0.0.1", "0177.0.0.1") else ()
+
+    head = b"HTTP/1.1 302 X\r\nContent-Length: 0\r\nLocation: "
+    site.answers["/from"] = head + location + b"\r\n\r\n"
+    ports = frozenset({site.port, 80})
+    reader = WebReader(allow=lambda ip: site.connections == 0, ports=ports, resolve=nobody)
+    # The first look and the check at its connection are let through, what comes after is not.
+    error = await _refusal(reader, site.url("/from"))
+    await reader.aclose()
+    assert error.kind == kind
+    assert site.connections == 1
+
+
+async def test_a_page_that_redirects_to_itself_is_left(site: Any, reader: WebReader) -> None:
+    site.page("/", b"", status=302, headers="Location: /\r\n")
+    assert "redirects more than" in str(await _refusal(reader, site.url("/")))
+    assert site.connections == MAX_REDIRECTS + 1
+
+
+async def test_a_site_that_drips_is_left(site: Any) -> None:
+    left = asyncio.Event()
+
+    async def drip(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 X\r\nContent-Type: text/plain\r\n\r\n")
+        try:
+            while not writer.is_closing():
+                writer.write(b"x")
+                await asyncio.sleep(0.01)
+        finally:
+            left.set()
+
+    site.answers["/"] = drip
+    async with _reader(site, allow=_any, caps=Caps(seconds=0.3)) as reader:
+        assert (await _refusal(reader, site.url("/"))).kind == "timeout"
+        await left.wait()
+
+
+async def test_no_password_of_the_environment_is_sent(
+    site: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login me password secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    site.page("/", ARTICLE.encode())
+    async with _reader(site, allow=_any) as reader:
+        await reader.read(site.url("/"))
+    assert "authorization" not in site.requests[0][1]
+
+
+async def test_what_is_asked_for_is_what_was_checked(site: Any, reader: WebReader) -> None:
+    for path in ("//127.0.0.1/x", "/a%2f..%2fb", "/%%", "/a;b=c?d=/../e", "/a?b?c", "/@x:1"):
+        site.page(path, ARTICLE.encode())
+        assert (await reader.read(site.url(path))).address == site.url(path)
+        assert site.requests[-1][0] == path
+
+
+async def test_a_page_that_takes_too_long_to_be_read_is_left(site: Any) -> None:
+    site.page("/", b"<p>some text here " * 20_000)
+    async with _reader(site, allow=_any, caps=Caps(text_seconds=0.01)) as reader:
+        error = await _refusal(reader, site.url("/"))
+    assert (error.kind, error.retryable) == ("timeout", True)
+
+
+async def test_bytes_that_break_a_codec_are_read_all_the_same(site: Any, reader: WebReader) -> None:
+    site.page("/", b"of \x1b.J\x1bN\xd2 horses", "text/plain; charset=iso2022_jp_2")
+    assert "horses" in (await reader.read(site.url("/"))).text

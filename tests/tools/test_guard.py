@@ -85,7 +85,11 @@ def test_what_is_public_is_global_for_python_too(ip: IPv4Address | IPv6Address) 
             "http", "xn--bcher-kva.example", 80, "/%C3%A4?%C3%B6=%41")),
         ("http://1.1.1.1/", WebAddress("http", "1.1.1.1", 80, "/")),
         ("http://[2606:4700::0:1]/", WebAddress("http", "2606:4700::1", 80, "/")),
-        ("http://a_b.example/a//b/../c", WebAddress("http", "a_b.example", 80, "/a//b/../c")),
+        ("http://a_b.example/a//b/../c", WebAddress("http", "a_b.example", 80, "/a//c")),
+        ("http://a.example/../..//./b/.", WebAddress("http", "a.example", 80, "//b/")),
+        ("http://a.example/a/../..", WebAddress("http", "a.example", 80, "/")),
+        ("http://a.example/a/.b/..c/%2e%2e/x..", WebAddress(
+            "http", "a.example", 80, "/a/.b/..c/%2e%2e/x..")),
     ],
 )  # fmt: skip
 def test_good_addresses_are_taken_apart(url: str, address: WebAddress) -> None:

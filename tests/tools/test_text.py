@@ -57,6 +57,11 @@ def test_without_trafilatura_the_plain_text_is_read() -> None:
         ("a<SCRIPT>x < y</Script >b", "a\n\nb"),
         ("a<script>never closed", "a"),
         ("a<p class='x", "a"),
+        ("<p title='>'>a", "a"),
+        ("<head><title>no</title><p>a", "a"),
+        ("<nav>a<p>b", "a\n\nb"),
+        ("<nav>no</nav>b", "b"),
+        ("<title>a", "a"),
         ("&lt;p&gt; &#65; &nosuch;", "<p> A &nosuch;"),
         ("&#" + "9" * 5000 + ";", "&#" + "9" * 5000 + ";"),
     ],
@@ -93,6 +98,35 @@ def test_a_megabyte_of_hostile_markup_takes_linear_time(piece: str) -> None:
     assert perf_counter() - begun < 8  # seconds; quadratic work would take minutes
 
 
+HOSTILE = {
+    "attributes": "<p " + " ".join(f"a{n}=1" for n in range(120_000)) + ">text</p>",
+    "attributes behind quotes": "<p " + " ".join(f"a{n}='>'" for n in range(100_000)) + ">text",
+    "depth": "<div>" * 90_000 + "text" + "</div>" * 90_000,
+    "depth below the limit": "<div>" * 25_000 + "text",
+    "crossed": "<b><p>" * 14_000 + "text",
+    "names": "".join(f"<p id=i{n}>text" for n in range(28_000)),
+    "never closed": "<p>some text here. " * 28_000,
+    "entities": "&amp;" * 200_000 + "text",
+    "nested entities": "<!DOCTYPE a [<!ENTITY b '&c;&c;'>]>" + "&b;" * 300_000 + "text",
+    "null bytes": "<p>text" + "\0" * 1_000_000,
+    "null bytes between": "<p>te\0xt" * 28_000,
+    "lone surrogates": "<p>text\ud800</p>" * 14_000,
+    "control characters": "<p>text\x01\x0b\x1f\ufffe</p>" * 14_000,
+    "declared otherwise": "<?xml version='1.0' encoding='utf-32'?><p>text</p>" * 1000,
+    "tables": "<table><tr><td>text" * 9_000,
+    "an endless word": "<p>text" + "a" * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_megabyte_of_hostile_html_is_read_in_bounded_time(name: str) -> None:
+    begun = perf_counter()
+    page = readable_html(HOSTILE[name])
+    assert perf_counter() - begun < 15  # seconds; attributes alone would take a minute
+    assert "text" in page.text.replace("\0", "")
+    page.text.encode("utf-8", "replace")
+
+
 @pytest.mark.parametrize(
     ("text", "title"),
     [
@@ -116,6 +150,7 @@ def test_the_title_of_a_text_is_its_first_heading(text: str, title: str) -> None
         ("\ufeffgröße".encode(), "latin-1", "größe"),
         ("größe".encode("utf-16"), None, "größe"),
         (b"plain", "no-such-charset", "plain"),
+        (b"a\x1b.J\x1bN\xd2b", "iso2022_jp_2", "a\x1b.J\x1bN\ufffdb"),  # the codec breaks
         (b"plain", "hex", "plain"),
         (b"xn--a", "punycode", "xn--a"),
         (b"\\ud800", "unicode_escape", "\\ud800"),

@@ -1,10 +1,12 @@
 """Reads web pages; the one file of the tools that speaks HTTP, only to what the guard allows."""
 
 import asyncio
+import contextvars
 import re
 import socket
 import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -19,13 +21,18 @@ from posthouse.errors import ToolFailed
 from posthouse.tools.guard import WEB_PORTS, Ip, WebAddress, check_url, is_public, redirected
 from posthouse.tools.model import Page
 from posthouse.tools.text import Readable, decoded, named_charset, readable_html, readable_text
+from posthouse.tools.wire import meter, took
 
 MAX_REDIRECTS = 3
 _MAX_ADDRESSES = 4
+_MOST_ANSWERS = 256
+_NAME_THREADS = 16
+_TEXT_THREADS = 2
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 _HTML = frozenset({"text/html", "application/xhtml+xml"})
 _PLAIN = re.compile(r"text/[\w.+-]+|application/(?:[\w.-]+\+)?(?:json|xml)")
+_LOCATION = "posthouse.location"
 _CHARSET = re.compile(r";\s{0,8}charset\s{0,8}=\s{0,8}\"?([\w.:-]{1,40})", re.IGNORECASE)
 _HEADERS = {
     "user-agent": "posthouse",
@@ -40,10 +47,11 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Caps:
-    """Bounds of one read: seconds for everything up to the last byte, bytes after decompression."""
+    """Bounds of one read: seconds up to the last byte, then for its text; bytes after decompression."""
 
     seconds: float = 10.0
     connect_seconds: float = 3.0
+    text_seconds: float = 10.0
     bytes: int = 2_000_000
 
 
@@ -54,11 +62,23 @@ class _Body:
     content: bytes
 
 
-async def resolve(host: str, port: int) -> tuple[Ip, ...]:
-    """Every address of the host by the system's resolver. Raises OSError."""
-    loop = asyncio.get_running_loop()
-    answers = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return tuple(dict.fromkeys(ip_address(answer[4][0]) for answer in answers))
+class Names:
+    """The system's resolver, on threads of its own: it cannot be interrupted, and a site can be slow to name itself."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(_NAME_THREADS, "names")
+
+    async def resolve(self, host: str, port: int) -> tuple[Ip, ...]:
+        """Every address of the host. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        answers = await loop.run_in_executor(
+            self._threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        )
+        return tuple(dict.fromkeys(ip_address(answer[4][0]) for answer in answers))
+
+    def close(self) -> None:
+        """Drops what waits; a look-up under way ends by itself."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class WebReader:
@@ -74,13 +94,16 @@ class WebReader:
         *,
         allow: Callable[[Ip], bool] = is_public,
         ports: frozenset[int] = WEB_PORTS,
-        resolve: Resolve = resolve,
+        resolve: Resolve | None = None,
         caps: Caps | None = None,
     ) -> None:
         self._allow = allow
         self._ports = ports
-        self._resolve = resolve
+        self._names = Names()
+        self._resolve = resolve or self._names.resolve
         self._caps = caps or Caps()
+        # Pages of many tags take seconds; they wait for each other and for nobody else.
+        self._texts = ThreadPoolExecutor(_TEXT_THREADS, "texts")
         # No connection outlives its page: one opened for a host would serve another at the same
         # IP without a look at its certificate. No cookies either: runs share this client.
         client = httpx.AsyncClient(
@@ -90,6 +113,7 @@ class WebReader:
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             timeout=httpx.Timeout(self._caps.seconds, connect=self._caps.connect_seconds),
             limits=httpx.Limits(max_connections=100, max_keepalive_connections=0),
+            event_hooks={"response": [_set_location_aside]},
         )
         self._client = httpx_ssrf_protection(
             client,
@@ -98,6 +122,7 @@ class WebReader:
             dns_cache_size=0,
             dns_cache_ttl=0,
         )
+        meter(self._client)
 
     async def read(self, address: str) -> Page:
         """The page's text. Raises ToolFailed.
@@ -116,11 +141,23 @@ class WebReader:
             raise ToolFailed(
                 "the site could not be reached", kind="http_error", retryable=True
             ) from None
-        return _page(body.address, await asyncio.to_thread(_readable, body))
+        return _page(body.address, await self._text_of(body))
 
     async def aclose(self) -> None:
         """Closes the client."""
+        self._names.close()
+        self._texts.shutdown(wait=False, cancel_futures=True)
         await self._client.aclose()
+
+    async def _text_of(self, body: _Body) -> Readable:
+        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+        try:
+            async with asyncio.timeout(self._caps.text_seconds):
+                return await loop.run_in_executor(self._texts, context.run, _readable, body)
+        except TimeoutError:
+            raise ToolFailed(
+                "the page took too long to be read", kind="timeout", retryable=True
+            ) from None
 
     async def _follow(self, address: WebAddress) -> _Body:
         for _ in range(MAX_REDIRECTS + 1):
@@ -143,36 +180,40 @@ class WebReader:
     async def _checked(self, address: WebAddress) -> tuple[Ip, ...]:
         try:
             addresses = await self._resolve(address.host, address.port)
-        except (OSError, UnicodeError):
+        except (OSError, ValueError):
             addresses = ()
         if not addresses:
             raise ToolFailed(f"there is no site named {address.host}", kind="http_error")
+        if len(addresses) > _MOST_ANSWERS:
+            raise ToolFailed(f"{address.host} has too many addresses", kind="http_error")
         if not all(self._allow(ip) for ip in addresses):
             raise _not_public()
         return addresses[:_MAX_ADDRESSES]
 
     async def _get_from(self, ip: Ip, address: WebAddress) -> WebAddress | _Body:
-        url = httpx.URL(
-            scheme=address.scheme,
-            host=str(ip),
-            port=address.port,
-            raw_path=address.target.encode("ascii"),
-        )
-        # The host's name is in the Host header and the TLS handshake, which checks the certificate.
+        # The host's name is in the Host header and the TLS handshake, which checks the certificate;
+        # the target is sent as it was checked, byte for byte.
         request = self._client.build_request(
-            "GET", url, headers={"host": address.authority}, extensions=self._handshake(address)
+            "GET",
+            httpx.URL(scheme=address.scheme, host=str(ip), port=address.port),
+            headers={"host": address.authority},
+            extensions=self._how(address),
         )
         response = await self._client.send(request, stream=True)
         async with aclosing(response):
-            location = response.headers.get("location")
+            location = response.extensions[_LOCATION]
             if response.status_code in _REDIRECTS and location:
                 return redirected(address, location, ports=self._ports)
             content_type = _checked_type(response)
             return _Body(address, content_type, await self._content(response))
 
-    def _handshake(self, address: WebAddress) -> dict[str, object]:
+    def _how(self, address: WebAddress) -> dict[str, object]:
         timeout = httpx.Timeout(self._caps.seconds, connect=self._caps.connect_seconds)
-        return {"sni_hostname": address.host, "timeout": timeout.as_dict()}
+        return {
+            "sni_hostname": address.host,
+            "target": address.target.encode("ascii"),
+            "timeout": timeout.as_dict(),
+        }
 
     async def _content(self, response: httpx.Response) -> bytes:
         unpacker = _Unpacker(response.headers.get("content-encoding", ""), self._caps.bytes)
@@ -180,10 +221,16 @@ class WebReader:
         async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_raw())) as chunks:
             async for chunk in chunks:
                 raw += len(chunk)
+                took(response, len(chunk))
                 if raw > self._caps.bytes:
                     raise _too_large(self._caps.bytes)
                 unpacker.feed(chunk)
         return unpacker.finished()
+
+
+async def _set_location_aside(response: httpx.Response) -> None:
+    """Before httpx reads it: it would also when it follows none, and raise what is not its own."""
+    response.extensions[_LOCATION] = response.headers.pop("location", "")
 
 
 class _Unpacker:

@@ -108,6 +108,8 @@ def is_public(ip: Ip) -> bool:
 def _is_public_v6(ip: IPv6Address) -> bool:
     if ip.scope_id is not None:
         return False
+    if (int(ip) >> 32) & 0xFFFFFFFF in _TUNNELLED and not is_public(_low_v4(ip)):
+        return False
     if any(ip in network for network in (_NAT64, _COMPATIBLE, _TRANSLATED)):
         return is_public(_low_v4(ip))
     if ip.ipv4_mapped is not None:
@@ -116,8 +118,6 @@ def _is_public_v6(ip: IPv6Address) -> bool:
         return is_public(ip.sixtofour)
     if ip.teredo is not None:
         return False  # it is reached over a relay, at whatever IPv4 address it wraps
-    if (int(ip) >> 32) & 0xFFFFFFFF in _TUNNELLED and not is_public(_low_v4(ip)):
-        return False
     return ip in _PUBLIC_V6 and ip not in _DOCUMENTATION_V6 and ip.is_global
 
 
@@ -145,8 +145,20 @@ def _host(parts: SplitResult) -> str:
 
 
 def _target(parts: SplitResult) -> str:
-    path = quote(parts.path, safe=_PATH_SAFE) or "/"
+    path = quote(_without_dots(parts.path), safe=_PATH_SAFE) or "/"
     return f"{path}?{quote(parts.query, safe=_QUERY_SAFE)}" if parts.query else path
+
+
+def _without_dots(path: str) -> str:
+    """The path after its steps `.` and `..`, as a browser sends it."""
+    steps = path.split("/")
+    kept: list[str] = []
+    for step in steps:
+        if step == "..":
+            del kept[max(len(kept) - 1, 1) :]
+        elif step != ".":
+            kept.append(step)
+    return "/".join(kept) + ("/" if steps[-1] in (".", "..") else "")
 
 
 def _forbidden(reason: str) -> ToolFailed:

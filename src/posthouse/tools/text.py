@@ -3,12 +3,16 @@
 import codecs
 import html
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import structlog
 
-# Measured: trafilatura takes 20-60 us per tag, so this bounds it at about two seconds.
+from posthouse.tools.markup import Piece, Tag, pieces, tidy
+
+# Measured: trafilatura takes 20-90 us per tag, so this bounds it at about three seconds.
 MAX_TAGS = 30_000
+_LONGEST_TITLE = 2000
 
 _CHARSET = re.compile(rb"charset\s{0,8}=\s{0,8}[\"']?([A-Za-z0-9_.:-]{1,40})")
 _MARKS = (
@@ -16,10 +20,9 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_TAG = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9]{0,20})")
 _HEADING = re.compile(r"#{1,6}[ \t]+(\S.*)")
-_SILENT = ("head", "script", "style", "template", "noscript", "svg", "textarea", "iframe", "nav")
-_CLOSING = {name: re.compile(rf"</{name}\b", re.IGNORECASE) for name in _SILENT}
+# Text that is no part of what a page says.
+_ASIDE = frozenset({"nav", "title"})
 _INLINE = frozenset(
     re.findall(
         r"\w+",
@@ -63,14 +66,15 @@ def _decoded_as(body: bytes, charset: str) -> str | None:
         if codecs.lookup(charset).name.replace("_", "-") in _NO_PAGE_CODECS:
             return None
         return body.decode(charset, "replace").encode("utf-8", "replace").decode()
-    except (LookupError, ValueError):
+    except (LookupError, ValueError, RuntimeError):  # some codecs break at bytes of no language
         return None
 
 
 def readable_html(markup: str) -> Readable:
     """The main text of an HTML page and its title; text "" when there is none."""
-    title = _element(markup, "title") or _element(markup, "h1")
-    return Readable(title, _article(markup) or plain_text(markup))
+    found = list(pieces(markup.replace("\0", "")))
+    title = _first(found, "title") or _first(found, "h1")
+    return Readable(title, _article(found) or _plain_text(found))
 
 
 def readable_text(text: str) -> Readable:
@@ -84,66 +88,57 @@ def readable_text(text: str) -> Readable:
 
 def plain_text(markup: str) -> str:
     """The text between the tags, a paragraph per block element; in one pass."""
+    return _plain_text(list(pieces(markup)))
+
+
+def _plain_text(found: list[Piece]) -> str:
     blocks: list[list[str]] = [[]]
-    at = 0
-    while (start := markup.find("<", at)) >= 0:
-        blocks[-1].append(markup[at:start])
-        tag = _TAG.match(markup, start)
-        if tag is None:
-            at = _after_oddity(markup, start)
-            if at == start + 1:
-                blocks[-1].append("<")
-        else:
-            at = _after_tag(markup, tag)
-            if tag[2].lower() not in _INLINE:
-                blocks.append([])
-        if at == 0:
-            break
-    else:
-        blocks[-1].append(markup[at:])
+    for piece in _said(found):
+        if isinstance(piece, str):
+            blocks[-1].append(piece)
+        elif piece.name not in _INLINE:
+            blocks.append([])
     lines = (" ".join(_unescaped("".join(block)).split()) for block in blocks)
     return "\n\n".join(line for line in lines if line)
 
 
-def _after_oddity(markup: str, start: int) -> int:
-    """Where a comment or declaration ends; after a bare `<`; 0 when nothing more follows."""
-    if markup.startswith("<!--", start):
-        end = markup.find("-->", start + 4)
-        return end + 3 if end >= 0 else 0
-    if markup.startswith(("<!", "<?", "</"), start):
-        return markup.find(">", start) + 1
-    return start + 1
+def _said(found: list[Piece]) -> Iterator[Piece]:
+    """The pieces that are not inside an element of `_ASIDE`; one that is never closed hides none."""
+    last = {it.name: n for n, it in enumerate(found) if isinstance(it, Tag) and it.closes}
+    aside = ""
+    for number, piece in enumerate(found):
+        match piece:
+            case Tag(name, closes=True) if name == aside:
+                aside = ""
+            case Tag(name, closes=False) if not aside and name in _ASIDE:
+                aside = name if number < last.get(name, 0) else ""
+        if not aside:
+            yield piece
 
 
-def _after_tag(markup: str, tag: re.Match[str]) -> int:
-    end = markup.find(">", tag.end()) + 1
-    closing = _CLOSING.get(tag[2].lower()) if end and not tag[1] else None
-    if closing is None:
-        return end
-    close = closing.search(markup, end)
-    return close.start() if close else 0
-
-
-def _element(markup: str, name: str) -> str:
+def _first(found: list[Piece], name: str) -> str:
     """The text of the first such element, or ""."""
-    opening = re.search(rf"<{name}\b", markup, re.IGNORECASE)
-    start = markup.find(">", opening.end()) + 1 if opening else 0
-    if start == 0:
-        return ""
-    closing = re.compile(rf"</{name}\b", re.IGNORECASE).search(markup, start)
-    inside = markup[start : closing.start()] if closing else ""
-    return " ".join(plain_text(inside[:2000]).split())
+    inside: list[str] | None = None
+    for piece in found:
+        if isinstance(piece, str):
+            if inside is not None:
+                inside.append(piece)
+        elif piece.name == name:
+            if piece.closes and inside is not None:
+                return " ".join(_unescaped("".join(inside)[:_LONGEST_TITLE]).split())
+            inside = inside or []
+    return ""
 
 
-def _article(markup: str) -> str | None:
-    if markup.count("<") > MAX_TAGS:
+def _article(found: list[Piece]) -> str | None:
+    if sum(isinstance(piece, Tag) for piece in found) > MAX_TAGS:
         return None
     try:
         from trafilatura import extract
     except ImportError:  # the extra `web` is not installed
         return None
     try:
-        return extract(markup, output_format="markdown", include_comments=False, fast=True)
+        return extract(tidy(found), output_format="markdown", include_comments=False, fast=True)
     except Exception:
         # Whatever a page does to the parser, the plain scan still reads it.
         log.warning("page_extraction_broke", exc_info=True)
