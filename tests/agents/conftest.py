@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from prometheus_client import CollectorRegistry
+from pydantic import BaseModel
 
 from posthouse.agents.loop import AgentLoop
 from posthouse.agents.spec import Agent, AgentSpec
@@ -54,13 +55,13 @@ class Bench:
     def now(self) -> float:
         return self.time
 
-    def tool(self, name: str, body: Body) -> None:
+    def tool(self, name: str, body: Body, effect: Effect = Effect.READ) -> None:
         async def call(context: ToolContext, arguments: str) -> ToolAnswer:
             self.calls.append((context.step, arguments))
             return await body(context, arguments)
 
         offer = ToolOffer(name=name, description="A tool.", parameters={"type": "object"})
-        self.tools[name] = Tool(offer, Effect.READ, 30.0, 32768, call)
+        self.tools[name] = Tool(offer, effect, 30.0, 32768, call)
 
     async def look(self, context: ToolContext, arguments: str) -> ToolAnswer:
         source = Source(address=f"doc://{arguments}", title=arguments)
@@ -85,6 +86,7 @@ class Bench:
         max_iterations: int | None = None,
         timeout_seconds: float = 120.0,
         agent: Agent | None = None,
+        output: type[BaseModel] | None = None,
     ) -> AgentAnswer:
         if lines:
             self.script(*lines)
@@ -104,6 +106,7 @@ class Bench:
             key="scout",
             task=self.task,
             max_iterations=max_iterations,
+            output=output,
         )
 
     def counted(self, name: str, **labels: str) -> float:

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from posthouse.agents.outside import NOTICE, marked, unmarked
 from posthouse.agents.spec import Agent, AgentSpec
 from posthouse.errors import (
     ConfigurationError,
@@ -22,6 +23,7 @@ from posthouse.tools.model import ToolAnswer, ToolContext
 Bench = Any  # the fixture's class lives in conftest
 
 LOOK = call("look", "a")
+RULES = f"You look.\n\n{NOTICE}"
 
 
 async def test_an_answer_in_one_turn(bench: Bench) -> None:
@@ -35,7 +37,7 @@ async def test_an_answer_in_one_turn(bench: Bench) -> None:
     assert bench.steps.event_types == ["turn.started", "message.completed", "turn.completed"]
     assert bench.steps.kept.usage == [Usage(model_calls=1, input_tokens=10, output_tokens=5)]
     request = bench.provider.requests[0]
-    assert [message.text for message in request.messages] == ["You look.", "Topic: posts"]
+    assert [message.text for message in request.messages] == [RULES, "Topic: posts"]
     assert (request.model, request.temperature) == ("m", 0.1)
     assert [offer.name for offer in request.tools] == ["look"]
 
@@ -46,7 +48,7 @@ async def test_a_tool_call_and_its_answer(bench: Bench) -> None:
     assert answer.sources == (SourceRead("doc://a", "a", "scout/turn:1/tool:look"),)
     assert bench.provider.requests[1].messages[2:] == (
         AssistantMessage(text="Let me look.", tool_calls=(LOOK,)),
-        ToolMessage(call_id="look", text="seen a"),
+        ToolMessage(call_id="look", text=marked("seen a")),
     )
     assert bench.steps.event_types == [
         "turn.started", "message.completed", "turn.completed",
@@ -80,7 +82,7 @@ async def test_calls_run_at_the_same_time_and_are_answered_in_order(bench: Bench
     async with asyncio.timeout(5):
         await bench.run(call_tools(*calls), say("Done."))
     told = [m.text for m in bench.provider.requests[1].messages if isinstance(m, ToolMessage)]
-    assert told == ["a", "b", "c"]
+    assert [unmarked(text) for text in told] == ["a", "b", "c"]
     journal = [key[-1] for key in bench.steps.kept.journal if "tool:" in key]
     assert journal == ["c", "b", "a"]
     assert bench.steps.announced_alone == ["scout/turn:1"]
@@ -115,6 +117,7 @@ async def test_a_tool_that_the_agent_may_not_use_is_unknown(bench: Bench) -> Non
     bare = Agent(spec, Prompt("scout", 1, "You think."))
     await bench.run(call_tools(LOOK), say("Then not."), agent=bare)
     assert bench.calls == []
+    assert bench.provider.requests[0].messages[0].text == "You think."
     assert "The tools are: none" in bench.provider.requests[1].messages[-1].text
 
 
@@ -175,6 +178,25 @@ async def test_refused_and_fatal_end_it_at_once(bench: Bench) -> None:
     with pytest.raises(Fatal):
         await bench.run(Fatal("bad key"))
     assert len(bench.provider.requests) == 1
+
+
+async def test_a_refusal_is_asked_about_once_and_is_no_partial_text(bench: Bench) -> None:
+    no = say("I cannot.", finish_reason="refusal")
+    answer = await bench.run(no, say("All but this: done."))
+    assert (answer.text, answer.stopped) == ("All but this: done.", None)
+    assert "say plainly" in bench.provider.requests[1].messages[-1].text
+    bench.steps.kept.journal.clear()
+    with pytest.raises(ContentRefused):
+        await bench.run(no, call_tools(LOOK), no)
+    bench.steps.kept.journal.clear()
+    with pytest.raises(InvalidOutput):
+        await bench.run(no, say(""), say(""))
+
+
+async def test_after_every_repair_what_was_found_is_kept(bench: Bench) -> None:
+    answer = await bench.run(call_tools(LOOK), say(""), say(""), say(""))
+    assert (answer.text, answer.stopped) == ("", RunCode.INVALID_OUTPUT)
+    assert len(answer.sources) == 1
 
 
 async def test_time_that_ran_out_between_turns(bench: Bench) -> None:
@@ -278,4 +300,4 @@ async def test_one_log_line_for_each_call(bench: Bench) -> None:
 async def test_the_pinned_prompt_is_used(bench: Bench) -> None:
     bench.steps.kept.prompts["scout"] = Prompt("scout", 1, "You looked before.")
     await bench.run(say("Done."))
-    assert bench.provider.requests[0].messages[0].text == "You looked before."
+    assert bench.provider.requests[0].messages[0].text == f"You looked before.\n\n{NOTICE}"

@@ -22,7 +22,7 @@ class OneAgent:
         self.asked: list[tuple[str, str, int | None]] = []
 
     async def agent(
-        self, name: str, task: str, *, key: str | None = None, max_iterations: int | None = None
+        self, name: str, task: str, *, max_iterations: int | None = None
     ) -> AgentAnswer:
         self.asked.append((name, task, max_iterations))
         return self.answer
@@ -58,6 +58,13 @@ async def test_a_stopped_researcher_leaves_what_there_is() -> None:
     assert isinstance(output, Incomplete)
     assert (output.code, output.output.report[:13]) == (RunCode.MAX_ITERATIONS, "Half a report")
     assert "limit of turns" in output.message
+
+
+async def test_a_researcher_in_circles_leaves_what_it_found() -> None:
+    output, _ = await run(AgentAnswer("Half a report", (READ,), 6, RunCode.LOOP_DETECTED))
+    assert (output.code, output.output.sources[0].address) == ("loop_detected", "corpus://a.md")
+    assert output.output.report.startswith("Half a report")
+    assert "circles" in output.message
 
 
 async def test_without_a_text_the_report_says_so_and_lists_what_was_read() -> None:

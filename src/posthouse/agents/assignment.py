@@ -3,17 +3,34 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pydantic import TypeAdapter
+
+from posthouse.agents.form import Form
 from posthouse.agents.spec import Agent
-from posthouse.events.types import Draft, Event, MessageSuperseded, ToolStarted, TurnStarted, head
-from posthouse.journal.model import Opening, Steps
+from posthouse.agents.stall import Stall
+from posthouse.events.types import (
+    Draft,
+    Event,
+    MessageSuperseded,
+    StallDetected,
+    ToolStarted,
+    TurnStarted,
+    head,
+)
+from posthouse.journal.model import Done, Opening, Step, Steps
 from posthouse.llm.messages import ToolCall
 
 NAME_LIMIT = 64
 
+_NOTHING: TypeAdapter[None] = TypeAdapter(None)
+
 
 @dataclass(frozen=True)
 class Assignment:
-    """What stays the same through all turns. `deadline` is in seconds on the clock `now`."""
+    """What stays the same through all turns. `deadline` is in seconds on the clock `now`.
+
+    `form` is what the answer must look like, None for any text.
+    """
 
     steps: Steps
     agent: Agent
@@ -22,6 +39,7 @@ class Assignment:
     model: str
     now: Callable[[], float]
     deadline: float
+    form: Form | None = None
 
     @property
     def name(self) -> str:
@@ -58,6 +76,17 @@ class Assignment:
         step = self.call_key(turn, call)
         event = ToolStarted(tool=shown_name(call), call_id=call.id, arguments=head(call.arguments))
         return Opening(key=step, event=self.draft(event, step))
+
+    def stall_step(self, turn: int, stall: Stall) -> Step[None]:
+        """Says once, whatever dies, that the turn led up the ladder; the next turn begins with it."""
+        key = f"{self.turn_key(turn)}/stall"
+        event = StallDetected(pattern=stall.pattern, action=stall.action)
+
+        async def work() -> Done[None]:
+            opens = (self.turn_opening(turn + 1),)
+            return Done(None, events=(self.draft(event, key),), opens=opens)
+
+        return Step(key, work, _NOTHING, agent=self.name)
 
 
 def shown_name(call: ToolCall) -> str:

@@ -1,8 +1,8 @@
 """The tool calls of one turn as steps: made at the same time, answered in order."""
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Iterable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter
 
@@ -18,6 +18,8 @@ from posthouse.tools.model import Resources, Tool, ToolAnswer, ToolContext
 
 ANSWER: TypeAdapter[ToolAnswer] = TypeAdapter(ToolAnswer)
 
+Opens: TypeAlias = Callable[[Sequence[ToolAnswer]], tuple[Opening, ...]]
+
 
 class ToolCalls:
     """Makes the calls that an agent's model asks for."""
@@ -28,10 +30,10 @@ class ToolCalls:
         self._metrics = metrics
 
     async def run(
-        self, job: Assignment, turn: int, calls: tuple[ToolCall, ...]
+        self, job: Assignment, turn: int, calls: tuple[ToolCall, ...], opens: Opens
     ) -> list[ToolAnswer]:
-        """The answers in the order of the calls; the last call to end announces the next turn."""
-        finish = _Finish(call.id for call in calls)
+        """The answers in the order of the calls; the last call to end announces what they open."""
+        finish = _Finish(calls, opens)
         return await _together([self._run(job, turn, call, finish) for call in calls])
 
     async def _run(
@@ -45,9 +47,7 @@ class ToolCalls:
             duration_ms = round((job.now() - started) * 1000)
             if answer.problem is not None:
                 self._metrics.tool_failed(self._label(job, call), answer.problem.error)
-            opens: tuple[Opening, ...] = ()
-            if await finish.is_last(call.id):
-                opens = (job.turn_opening(turn + 1),)
+            opens = await finish.opens(call.id, answer)
             events = _events(job, key, call, answer, duration_ms)
             return Done(answer, Usage(tool_calls=1), events, opens)
 
@@ -58,7 +58,7 @@ class ToolCalls:
         except BaseException:
             finish.abandon()
             raise
-        finish.committed(call.id)
+        finish.committed(call.id, answer)
         return answer
 
     async def _answer(self, job: Assignment, key: str, call: ToolCall) -> ToolAnswer:
@@ -87,7 +87,19 @@ class ToolCalls:
 def too_many() -> ToolAnswer:
     """The answer to a call that is not made, because its turn has too many."""
     message = f"This call was not made: a turn may have {MAX_CALLS}. Ask again later."
-    return failed("too_many_calls", message, retryable=True)
+    return _not_made(failed("too_many_calls", message, retryable=True))
+
+
+def call_blocked() -> ToolAnswer:
+    """The answer to a call that is not made any more, because it led in circles."""
+    message = (
+        "This call was not made: it led nowhere before. Do something else, or write your answer."
+    )
+    return _not_made(failed("call_blocked", message))
+
+
+def _not_made(answer: ToolAnswer) -> ToolAnswer:
+    return answer.model_copy(update={"trusted": True})
 
 
 def _events(
@@ -119,28 +131,35 @@ def _events(
 
 
 class _Finish:
-    """Finds the last call of a turn: its commit announces the next turn in the same round trip."""
+    """Knows which call of a turn ends last, and what all of them were answered then."""
 
-    def __init__(self, calls: Iterable[str]) -> None:
-        self._working = set(calls)
-        self._uncommitted = set(self._working)
+    def __init__(self, calls: Sequence[ToolCall], opens: Opens) -> None:
+        self._calls = [call.id for call in calls]
+        self._opens = opens
+        self._answers: dict[str, ToolAnswer] = {}
+        self._working = set(self._calls)
+        self._uncommitted = set(self._calls)
         self._alone = asyncio.Event()
         self._abandoned = False
 
-    async def is_last(self, call: str) -> bool:
-        """Whether every other call has ended; returns then only when all of them are committed.
+    async def opens(self, call: str, answer: ToolAnswer) -> tuple[Opening, ...]:
+        """What the answers open when every other call has ended; returns when all of them are committed.
 
         So the next turn stands in the log after every answer of this one.
         """
+        self._answers[call] = answer
         self._working.discard(call)
         if self._working:
-            return False
+            return ()
         if len(self._uncommitted) > 1:
             await self._alone.wait()
-        return not self._abandoned
+        if self._abandoned:
+            return ()
+        return self._opens([self._answers[one] for one in self._calls])
 
-    def committed(self, call: str) -> None:
+    def committed(self, call: str, answer: ToolAnswer) -> None:
         """The call's step is in the journal, by this process or one before it."""
+        self._answers[call] = answer
         self._working.discard(call)
         self._uncommitted.discard(call)
         if len(self._uncommitted) <= 1:

@@ -1,10 +1,12 @@
 """What was said between an agent and its model so far: frozen, and what each turn adds to it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
-from posthouse.agents.decide import TurnState
+from posthouse.agents.decide import MAX_REPAIRS, REFUSAL, TurnState
+from posthouse.agents.outside import NOTICE, marked
+from posthouse.agents.stall import Action, PastTurn, Stall, Watch, past_call
 from posthouse.errors import RunCode
 from posthouse.journal.model import AgentAnswer, SourceRead
 from posthouse.llm.messages import (
@@ -22,15 +24,25 @@ LAST_TURN = (
     "This is your last turn and no tool can be called any more. "
     "Write your final answer now, with what you have."
 )
+MISTAKEN = (
+    "None of the calls of your last turns could be made as you wrote them. This is your last turn and no "
+    "tool can be called any more. Write your final answer now, with what you have."
+)
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A tool call with its answer; `step` is "" when it was not made."""
+    """A tool call with its answer; `step` is "" when it was not made, `reads` when it could change nothing."""
 
     call: ToolCall
-    step: str
     answer: ToolAnswer
+    step: str = ""
+    reads: bool = True
+
+    @property
+    def text(self) -> str:
+        """The answer as the model reads it."""
+        return self.answer.text if self.answer.trusted else marked(self.answer.text)
 
 
 @dataclass(frozen=True)
@@ -41,45 +53,95 @@ class Conversation:
     state: TurnState
     text: str = ""
     sources: tuple[SourceRead, ...] = ()
+    watch: Watch = field(default_factory=Watch)
 
     @classmethod
-    def begin(cls, prompt: str, task: str, limit: int) -> Self:
-        """Before the first turn."""
-        return cls((SystemMessage(text=prompt), UserMessage(text=task)), TurnState(1, limit))
+    def begin(cls, prompt: str, task: str, limit: int, *, tools: bool) -> Self:
+        """Before the first turn, of an agent that has tools or none."""
+        rules = f"{prompt}\n\n{NOTICE}" if tools else prompt
+        return cls((SystemMessage(text=rules), UserMessage(text=task)), TurnState(1, limit))
+
+    @property
+    def stall(self) -> Stall | None:
+        """The rung of the ladder that the last turn's calls led to."""
+        return self.watch.stall
 
     def with_last_turn_notice(self) -> tuple[Message, ...]:
-        """The messages, and that this turn is the last."""
+        """The messages, and that this turn is the last; who was stopped has been told so already."""
+        if self.state.closing is not None:
+            return self.messages
         return (*self.messages, UserMessage(text=LAST_TURN))
 
     def after_calls(self, completion: Completion, answered: Iterable[Answered]) -> Self:
         """Before the next turn: the model's calls and their answers, in the order of the calls."""
         answered = tuple(answered)
         said = AssistantMessage(text=completion.text, tool_calls=completion.tool_calls)
-        told = [ToolMessage(call_id=a.call.id, text=a.answer.text) for a in answered]
+        told = [ToolMessage(call_id=a.call.id, text=a.text) for a in answered]
+        state, watch, notice = self._judged(answered)
         return replace(
             self,
-            messages=(*self.messages, said, *told),
-            state=replace(self.state, turn=self.state.turn + 1),
+            messages=(*self.messages, said, *told, *notice),
+            state=state,
             text=_last(completion.text, self.text),
             sources=_distinct((*self.sources, *_read(answered))),
+            watch=watch,
         )
+
+    def _judged(
+        self, answered: tuple[Answered, ...]
+    ) -> tuple[TurnState, Watch, tuple[Message, ...]]:
+        """What the turn's calls say of the model: the state after them, and what it is told."""
+        turn = _past(answered)
+        state = replace(self.state, turn=self.state.turn + 1)
+        if turn.calls:
+            state = replace(state, repairs=state.repairs + 1 if turn.mistaken else 0)
+        if state.repairs > MAX_REPAIRS:
+            closed = replace(state, closing=RunCode.INVALID_OUTPUT)
+            return closed, self.watch.unmoved(turn), (UserMessage(text=MISTAKEN),)
+        watch = self.watch.after(turn)
+        if watch.stall is None:
+            return state, watch, ()
+        stopped = watch.stall.action is Action.STOPPED
+        closing = RunCode.LOOP_DETECTED if stopped else None
+        state = replace(state, blocked=watch.blocked, closing=closing)
+        return state, watch, (UserMessage(text=watch.stall.message),)
 
     def after_repair(self, completion: Completion, problem: str) -> Self:
         """Before the next turn: what was wrong with the answer."""
         # Some providers refuse an assistant message without content.
         said = (AssistantMessage(text=completion.text),) if completion.text.strip() else ()
-        state = self.state
+        state, refused = self.state, completion.finish_reason == REFUSAL
         return replace(
             self,
             messages=(*self.messages, *said, UserMessage(text=problem)),
-            state=replace(state, turn=state.turn + 1, repairs=state.repairs + 1),
-            text=_last(completion.text, self.text),
+            state=replace(
+                state,
+                turn=state.turn + 1,
+                repairs=state.repairs + 1,
+                refusals=state.refusals + refused,
+            ),
+            text=self.text if refused else _last(completion.text, self.text),
         )
 
     def answer(self, text: str, stopped: RunCode | None = None) -> AgentAnswer:
         """What the agent came to; stopped without a text, it is the last one that it wrote."""
         kept = _last(text, self.text) if stopped else text
         return AgentAnswer(kept, self.sources, self.state.turn, stopped)
+
+
+def _past(answered: Iterable[Answered]) -> PastTurn:
+    calls = [
+        past_call(
+            one.call,
+            one.answer.text,
+            one.answer.problem.error if one.answer.problem else None,
+            (source.address for source in one.answer.sources),
+            reads=one.reads,
+        )
+        for one in answered
+        if one.step
+    ]
+    return PastTurn(tuple(calls))
 
 
 def _last(newer: str, older: str) -> str:

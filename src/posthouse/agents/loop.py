@@ -1,30 +1,35 @@
 """The agent loop: a model turn, a decision, tool calls, until there is an answer or a limit."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import assert_never
+
+from pydantic import BaseModel
 
 from posthouse import clock
 from posthouse.agents.assignment import Assignment
-from posthouse.agents.calls import ToolCalls, too_many
+from posthouse.agents.calls import ToolCalls, call_blocked, too_many
 from posthouse.agents.conversation import Answered, Conversation
 from posthouse.agents.decide import (
     CallTools,
     FinalAnswer,
     Refused,
     Repair,
+    Stalled,
     TimeUp,
     TurnLimit,
     Unusable,
     decide,
 )
+from posthouse.agents.form import form_of
 from posthouse.agents.spec import Agent
 from posthouse.agents.turn import ModelTurns
 from posthouse.errors import ConfigurationError, ContentRefused, InvalidOutput, RunCode
-from posthouse.journal.model import AgentAnswer, Prompt, Steps, digest_of
-from posthouse.llm.messages import Completion, ToolOffer
+from posthouse.journal.model import AgentAnswer, Opening, Steps, digest_of
+from posthouse.llm.messages import Completion, ToolCall, ToolOffer
 from posthouse.llm.retry import RetryingProvider
 from posthouse.telemetry import Metrics
-from posthouse.tools.model import Resources, Tool
+from posthouse.tools.model import Effect, Resources, Tool, ToolAnswer
 
 
 class AgentLoop:
@@ -61,16 +66,20 @@ class AgentLoop:
         key: str,
         task: str,
         max_iterations: int | None = None,
+        output: type[BaseModel] | None = None,
     ) -> AgentAnswer:
         """The agent's answer to the task; `stopped` says which limit ended it, if one did.
 
-        Raises ModelUnavailable, ContentRefused, InvalidOutput (an empty answer, thrice), Fatal.
+        With an output model the answer is a JSON text of that form. Raises ModelUnavailable, ContentRefused,
+        InvalidOutput (nothing of use, thrice), Fatal.
         """
         limit = max_iterations or agent.spec.max_iterations or self._max_iterations
         offers = self._offers(agent)
         prompt = await steps.pin(agent.prompt)
-        job = await self._assignment(steps, agent, prompt, key, task, max_iterations)
-        talk = Conversation.begin(prompt.text, task, limit)
+        job = await self._assignment(
+            steps, Agent(agent.spec, prompt), key, _Work(task, max_iterations, output)
+        )
+        talk = Conversation.begin(prompt.text, task, limit, tools=bool(offers))
         while True:
             completion = await steps.run(self._turns.step(job, talk, offers))
             came = await self._after(job, talk, completion)
@@ -81,9 +90,9 @@ class AgentLoop:
     async def _after(
         self, job: Assignment, talk: Conversation, completion: Completion
     ) -> Conversation | AgentAnswer:
-        match decide(completion, talk.state):
+        match decide(completion, talk.state, job.form):
             case CallTools() as asked:
-                return talk.after_calls(completion, await self._call(job, talk, asked))
+                return await self._call(job, talk, completion, asked)
             case Repair(problem):
                 return talk.after_repair(completion, problem)
             case FinalAnswer(text):
@@ -92,43 +101,63 @@ class AgentLoop:
                 return talk.answer(text, RunCode.MAX_ITERATIONS)
             case TimeUp(text):
                 return talk.answer(text, RunCode.TIMEOUT)
-            case Unusable(text) if text.strip():
-                return talk.answer(text, RunCode.INVALID_OUTPUT)
-            case Unusable():
-                raise InvalidOutput("The model gave an empty answer again and again.")
+            case Stalled(text):
+                return talk.answer(text, RunCode.LOOP_DETECTED)
+            case Unusable(text):
+                return _what_there_is(talk.answer(text, RunCode.INVALID_OUTPUT))
             case Refused():
                 raise ContentRefused("The model declined to answer.")
             case never:
                 assert_never(never)
 
-    async def _call(self, job: Assignment, talk: Conversation, asked: CallTools) -> list[Answered]:
+    async def _call(
+        self, job: Assignment, talk: Conversation, completion: Completion, asked: CallTools
+    ) -> Conversation:
         turn = talk.state.turn
-        answers = await self._calls.run(job, turn, asked.calls)
-        made = [
-            Answered(call, job.call_key(turn, call), answer)
-            for call, answer in zip(asked.calls, answers, strict=True)
-        ]
-        return made + [Answered(call, "", too_many()) for call in asked.surplus]
 
-    async def _assignment(
-        self,
-        steps: Steps,
-        agent: Agent,
-        prompt: Prompt,
-        key: str,
-        task: str,
-        max_iterations: int | None,
-    ) -> Assignment:
+        def after(answers: Sequence[ToolAnswer]) -> Conversation:
+            made = dict(zip((call.id for call in asked.calls), answers, strict=True))
+            blocked = {call.id for call in asked.blocked}
+            answered = [
+                self._answered(job, turn, call, made.get(call.id), call.id in blocked)
+                for call in completion.tool_calls
+            ]
+            return talk.after_calls(completion, answered)
+
+        def opens(answers: Sequence[ToolAnswer]) -> tuple[Opening, ...]:
+            # A stall is told before the turn that follows it, so its own step opens that.
+            return () if after(answers).stall else (job.turn_opening(turn + 1),)
+
+        came = after(await self._calls.run(job, turn, asked.calls, opens))
+        if came.stall:
+            await job.steps.run(job.stall_step(turn, came.stall))
+        return came
+
+    def _answered(
+        self, job: Assignment, turn: int, call: ToolCall, made: ToolAnswer | None, blocked: bool
+    ) -> Answered:
+        if made is None:
+            return Answered(call, call_blocked() if blocked else too_many())
+        return Answered(call, made, job.call_key(turn, call), self._reads(call.name))
+
+    def _reads(self, name: str) -> bool:
+        tool = self._tools.get(name)
+        return tool is None or tool.effect is Effect.READ
+
+    async def _assignment(self, steps: Steps, agent: Agent, key: str, work: "_Work") -> Assignment:
         # Replay never asks for the time: only work that is really done looks at the deadline.
         used = await steps.elapsed(key)
+        form = form_of(work.output) if work.output else None
+        passed = (agent.spec.name, work.task, work.max_iterations)
         return Assignment(
             steps=steps,
-            agent=Agent(agent.spec, prompt),
+            agent=agent,
             key=key,
-            digest=digest_of(agent.spec.name, task, max_iterations),
+            digest=digest_of(*passed, form.shape.parameters) if form else digest_of(*passed),
             model=self._model,
             now=self._now,
             deadline=self._now() + self._timeout_seconds - used,
+            form=form,
         )
 
     def _offers(self, agent: Agent) -> tuple[ToolOffer, ...]:
@@ -136,3 +165,18 @@ class AgentLoop:
         if missing:
             raise ConfigurationError(f"agent {agent.spec.name!r} has no tool {missing[0]!r}")
         return tuple(self._tools[name].offer for name in agent.spec.tools)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What workflow code passes."""
+
+    task: str
+    max_iterations: int | None
+    output: type[BaseModel] | None
+
+
+def _what_there_is(answer: AgentAnswer) -> AgentAnswer:
+    if not answer.text.strip() and not answer.sources:
+        raise InvalidOutput("The model's answers were of no use, also after it was told so.")
+    return answer

@@ -8,9 +8,9 @@ from pydantic import TypeAdapter
 
 from posthouse.agents.assignment import Assignment, shown_name
 from posthouse.agents.conversation import Conversation
-from posthouse.agents.decide import TIME_UP, CallTools, Repair, decide
+from posthouse.agents.decide import TIME_UP, CallTools, NextStep, Repair, decide
 from posthouse.agents.deltas import DeltaBatcher
-from posthouse.errors import ModelUnavailable
+from posthouse.errors import EndpointDown, ModelUnavailable
 from posthouse.events.types import (
     Draft,
     MessageCompleted,
@@ -20,7 +20,7 @@ from posthouse.events.types import (
     TurnCompleted,
     head,
 )
-from posthouse.journal.model import Done, Opening, Step, Usage
+from posthouse.journal.model import Done, Opening, Parked, Step, Usage, Wait
 from posthouse.llm.estimate import tokens_of
 from posthouse.llm.messages import Completion, ModelRequest, ToolOffer
 from posthouse.llm.retry import Retry, RetryingProvider
@@ -77,6 +77,8 @@ class ModelTurns:
                 )
         except TimeoutError:
             pass
+        except EndpointDown as down:
+            raise Parked((Wait(key, "model", round(down.wait_seconds * 1000)),)) from down
         except ModelUnavailable:
             if job.remaining():
                 raise
@@ -105,10 +107,11 @@ class ModelTurns:
     def _done(
         self, job: Assignment, talk: Conversation, completion: Completion, usage: Usage
     ) -> Done[Completion]:
-        opens = _opens(job, talk, completion)
-        if not opens:
-            self._metrics.agent_ended(talk.state.turn)
-        return Done(completion, usage, _events(job, talk.state.turn, completion), opens)
+        turn = talk.state.turn
+        following = decide(completion, talk.state, job.form)
+        if not isinstance(following, CallTools | Repair):
+            self._metrics.agent_ended(turn)
+        return Done(completion, usage, _events(job, turn, completion), _opens(job, turn, following))
 
 
 def _request(
@@ -119,6 +122,7 @@ def _request(
         model=job.model,
         messages=talk.with_last_turn_notice() if cornered else talk.messages,
         tools=() if cornered else offers,
+        shape=job.form.shape if job.form else None,
         temperature=job.agent.spec.temperature,
         timeout_seconds=time_left,
     )
@@ -138,10 +142,10 @@ def _announcer(job: Assignment, key: str, deltas: DeltaBatcher) -> Callable[[Ret
     return announce
 
 
-def _opens(job: Assignment, talk: Conversation, completion: Completion) -> tuple[Opening, ...]:
-    turn = talk.state.turn
-    match decide(completion, talk.state):
+def _opens(job: Assignment, turn: int, following: NextStep) -> tuple[Opening, ...]:
+    match following:
         case CallTools(calls):
+            # With every call blocked none is made: the ladder's step opens the next turn.
             return tuple(job.call_opening(turn, call) for call in calls)
         case Repair():
             return (job.turn_opening(turn + 1),)

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar, get_type_hints
 from uuid import UUID
 
 import structlog
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
 from posthouse import clock
 from posthouse.agents.spec import Agent
@@ -41,7 +41,14 @@ class AgentRunner(Protocol):
     """What carries an agent through its turns."""
 
     async def run(
-        self, steps: Steps, agent: Agent, *, key: str, task: str, max_iterations: int | None = None
+        self,
+        steps: Steps,
+        agent: Agent,
+        *,
+        key: str,
+        task: str,
+        max_iterations: int | None = None,
+        output: type[BaseModel] | None = None,
     ) -> AgentAnswer:
         """The agent's answer; every turn and tool call is a step under the key."""
         ...
@@ -78,14 +85,25 @@ class Context:
         return await self._steps.run(Step(key, once, adapter, digest=digest_of(*arguments)))
 
     async def agent(
-        self, name: str, task: str, *, key: str | None = None, max_iterations: int | None = None
+        self,
+        name: str,
+        task: str,
+        *,
+        key: str | None = None,
+        max_iterations: int | None = None,
+        output: type[BaseModel] | None = None,
     ) -> AgentAnswer:
         """Lets the named agent work on the task."""
         agent = self._agents.get(name)
         if agent is None:
             raise Fatal(f"there is no agent {name!r}; known are {', '.join(sorted(self._agents))}")
         return await self._runner.run(
-            self._steps, agent, key=key or name, task=task, max_iterations=max_iterations
+            self._steps,
+            agent,
+            key=key or name,
+            task=task,
+            max_iterations=max_iterations,
+            output=output,
         )
 
     async def gather(self, *branches: Awaitable[T]) -> list[T]:

@@ -6,6 +6,8 @@ from datetime import datetime
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
+from pydantic import BaseModel
+
 from posthouse.events.types import Event
 from posthouse.journal.model import AgentAnswer
 
@@ -28,9 +30,18 @@ class RunContext(Protocol):
         ...
 
     async def agent(
-        self, name: str, task: str, *, key: str | None = None, max_iterations: int | None = None
+        self,
+        name: str,
+        task: str,
+        *,
+        key: str | None = None,
+        max_iterations: int | None = None,
+        output: type[BaseModel] | None = None,
     ) -> AgentAnswer:
-        """Lets the named agent work on the task; the key is its name unless another is given."""
+        """Lets the named agent work on the task; the key is its name unless another is given.
+
+        With an output model the agent's answer is JSON of its form: `answer.read(Model)`.
+        """
         ...
 
     async def gather(self, *branches: Awaitable[T]) -> list[T]:

@@ -15,7 +15,8 @@ _TURNS = {"standard": 5, "deep": 8}
 _STOPPED = {
     RunCode.MAX_ITERATIONS: "The researcher reached its limit of turns before it had finished.",
     RunCode.TIMEOUT: "The researcher's time was up before it had finished.",
-    RunCode.INVALID_OUTPUT: "The researcher's report was cut at the model's output limit.",
+    RunCode.LOOP_DETECTED: "The researcher went in circles and was stopped before it had finished.",
+    RunCode.INVALID_OUTPUT: "The researcher's model gave nothing of use, also after it was told so.",
 }
 
 
