@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from posthouse.clock import iso
 from posthouse.control.journal import StepDone
-from posthouse.runs.model import RunRecord, Status
+from posthouse.runs.model import RunError, RunRecord, Status
 from posthouse.workflows.definition import Workflow
 
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -117,6 +117,7 @@ TUTORIAL_STATUS: Mapping[Status, str] = {status: status.value for status in Stat
     Status.INCOMPLETE: "completed",
     Status.CANCELLED: "failed",
 }
+_CANCELLED = RunError(code="cancelled", message="the run was cancelled", retryable=False)
 
 
 def tutorial_view(record: RunRecord, steps: Iterable[StepDone]) -> dict[str, Any]:
@@ -135,15 +136,17 @@ def tutorial_view(record: RunRecord, steps: Iterable[StepDone]) -> dict[str, Any
 
 
 def tutorial_error(record: RunRecord) -> dict[str, Any] | None:
-    """Why the run failed; a run that was stopped with an output has none."""
+    """Why the run failed, with the tutorial's field names; a run that was stopped with an output has none."""
     match record.status:
         case Status.FAILED:
-            return error_view(record)
+            error = record.error
         case Status.CANCELLED:
-            stopped = {"code": "cancelled", "message": "the run was cancelled", "retryable": False}
-            return error_view(record) or stopped
+            error = record.error or _CANCELLED
+        case Status.INCOMPLETE if record.output is None:
+            error = record.error
         case _:
             return None
+    return None if error is None else {"error": error.code, **error.model_dump()}
 
 
 def _moment(milliseconds: int | None) -> str | None:

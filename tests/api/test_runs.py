@@ -212,7 +212,7 @@ async def test_a_failed_run_shows_why(client, scribe):
     error = {"code": "fatal", "message": "the key is wrong", "retryable": False}
     await scribe.end("failed", error=json.dumps(error))
 
-    assert (await client.get(f"{RUNS}/{scribe.run_id}")).json()["error"] == error
+    assert (await client.get(f"{RUNS}/{scribe.run_id}")).json()["error"] == error | {"status": 422}
 
 
 async def test_unknown_runs_are_not_found(client, redis):

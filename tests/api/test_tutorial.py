@@ -122,7 +122,7 @@ async def test_progress_of_a_failure_ends_with_the_error(api, scribe):
     async with api.stream(f"/api/v1/runs/{scribe.run_id}/stream?format=progress") as feed:
         *_, last = await feed.messages()
 
-    assert last.json["error"] == error
+    assert last.json["error"] == {"error": "fatal"} | error | {"status": 422}
     assert "output" not in last.json
 
 

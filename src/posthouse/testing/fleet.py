@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry
+from pydantic import BaseModel
 from redis.asyncio import Redis
 
 from posthouse import ids
@@ -33,7 +34,14 @@ class NoAgents:
     """Stands where workflows under test use no agent."""
 
     async def run(
-        self, steps: Steps, agent: Agent, *, key: str, task: str, max_iterations: int | None = None
+        self,
+        steps: Steps,
+        agent: Agent,
+        *,
+        key: str,
+        task: str,
+        max_iterations: int | None = None,
+        output: type[BaseModel] | None = None,
     ) -> AgentAnswer:
         """Raises Fatal."""
         raise Fatal("this fleet has no agents")
@@ -79,7 +87,9 @@ class LocalFleet:
         runner: AgentRunner | None = None,
         bounds: Bounds | None = None,
         lease_seconds: float = 1.0,
+        metrics: Metrics | None = None,
     ) -> None:
+        self.metrics = metrics or Metrics(CollectorRegistry())
         self._url = url
         self._workflows = {(flow.name, flow.version): flow for flow in workflows}
         self._agents = dict(agents or {})
@@ -106,9 +116,8 @@ class LocalFleet:
         identity = Identity(f"test-{ids.new_token(4)}", "localhost", 0)
         leases = Leases(transitions, identity.worker_id, self._lease_seconds)
         shared = Shared(JournalStore(redis), leases, Pusher(redis), self._bounds)
-        metrics = Metrics(CollectorRegistry())
         workshop = Workshop(
-            transitions, shared, self._workflows, self._agents, self._runner, metrics
+            transitions, shared, self._workflows, self._agents, self._runner, self.metrics
         )
         engine = Engine(workshop, identity, slots)
 
