@@ -16,10 +16,14 @@ HIDDEN = "***"
 _SECRET_KEY = re.compile(
     r"(?:^|[_.-])(?:api[_-]?key|authorization|password|passwd|secret|token|cookie)$", re.IGNORECASE
 )
+# Each begins with what is rarely there and looks at no character twice: a line may hold a whole page.
 _SECRET_TEXT = (
-    (re.compile(r"\bsk-[A-Za-z0-9_*-]{8,}"), f"sk-{HIDDEN}"),
-    (re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://)[^\s/]*@"), rf"\1{HIDDEN}@"),
-    (re.compile(r"(?i)\b(bearer|basic)\s+(?=\S*\d)[A-Za-z0-9._~+/=-]{8,}"), rf"\1 {HIDDEN}"),
+    (re.compile(r"sk-(?<!\wsk-)[A-Za-z0-9_*-]{8,}"), f"sk-{HIDDEN}"),
+    (re.compile(r"://(?:[^\s/@]*+@)++"), f"://{HIDDEN}@"),
+    (
+        re.compile(r"([Bb](?<!\w[Bb])(?i:earer|asic))\s++(?=[^\s\d]*+\d)[A-Za-z0-9._~+/=-]{8,}"),
+        rf"\1 {HIDDEN}",
+    ),
 )
 
 # A shorter key is a word, such as the stand-in's, and hiding a word hides the log.

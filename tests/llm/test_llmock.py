@@ -1,8 +1,11 @@
 """Against llmock, a model server written elsewhere that breaks on order and judges its clients."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from subprocess import PIPE
 from typing import Any
 
 import httpx
@@ -24,12 +27,18 @@ from posthouse.testing.steps import MemorySteps
 from posthouse.tools.define import tool
 from posthouse.tools.model import Page, Resources, SearchHit
 
-llmock = pytest.importorskip(
-    "llmock.testing", reason="llmock is not installed: it comes with requirements/dev.txt"
-)
+pytest.importorskip("llmock", reason="llmock is not installed: it comes with requirements/dev.txt")
 
+# In a process of its own, as it sets up logging as it likes; it ends with its standard input.
+SERVE = """
+import sys
+from llmock.testing import LLMockServer
+with LLMockServer() as server:
+    print(server.url, flush=True)
+    sys.stdin.read()
+"""
 # Short, as every wait here is a real one; a Retry-After is never cut short for it.
-POLICY = RetryPolicy(attempts=3, shortest=0.06, longest=0.5, patience=5.0)
+POLICY = RetryPolicy(attempts=3, shortest=0.1, longest=0.8, patience=5.0)
 IDLE_SECONDS = 0.5
 
 
@@ -101,19 +110,20 @@ class Peer:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Any]:
-    with llmock.LLMockServer() as running:
-        yield running
+def url() -> Iterator[str]:
+    command = [sys.executable, "-c", SERVE]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.communicate()
 
 
 @pytest.fixture
-async def peer(server: Any) -> AsyncIterator[Peer]:
-    provider = openai_provider(
-        api_key=None, base_url=server.base_url("openai"), idle_seconds=IDLE_SECONDS
-    )
-    async with httpx.AsyncClient(base_url=server.url + "/_llmock", timeout=10.0) as control:
+async def peer(url: str) -> AsyncIterator[Peer]:
+    provider = openai_provider(api_key=None, base_url=url + "/v1", idle_seconds=IDLE_SECONDS)
+    async with httpx.AsyncClient(base_url=url + "/_llmock", timeout=10.0) as control:
         (await control.post("/reset")).raise_for_status()
-        yield Peer(server.url, provider, control)
+        yield Peer(url, provider, control)
     await provider.aclose()
 
 
@@ -129,6 +139,9 @@ def retries(steps: MemorySteps) -> list[str]:
     return [d.event.code for d in steps.kept.events if isinstance(d.event, ModelRetrying)]
 
 
+# The server does not see who stops reading an answer that is in the socket's buffer as a whole.
+LONG_REPLY = {"type": "reply", "text": "word " * 20_000}
+
 FAULTS: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
     "429 and when to come back": ([fail(429, retry_after=0.3)], ["rate_limit"]),
     "429 twice": ([fail(429, retry_after=0.2, times=2)], ["rate_limit"] * 2),
@@ -141,7 +154,7 @@ FAULTS: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
     "disconnect": ([break_stream("disconnect")], ["connection"]),
     "disconnect at once": ([break_stream("disconnect", 0)], ["connection"]),
     "truncated": ([break_stream("truncate")], ["connection"]),
-    "malformed": ([break_stream("malformed")], ["connection"]),
+    "malformed": ([break_stream("malformed"), LONG_REPLY], ["connection"]),
 }
 
 

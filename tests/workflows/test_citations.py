@@ -56,6 +56,30 @@ def test_what_was_cited_but_not_read_is_named() -> None:
     )
 
 
+def test_the_note_is_short_however_much_was_cited() -> None:
+    text = " ".join(f"https://made.up/{number}" for number in range(1000))
+    note = with_sources(text, [A]).partition("## Cited but not read")[2]
+    assert note.endswith("- https://made.up/99\n- and 900 more\n")
+    long = with_sources("https://made.up/" + "x" * 100_000, [A])
+    assert len(long) < 101_000
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("1.https://a.b/c", "https://a.b/c"),
+        ("_https://a.b/c_", "https://a.b/c"),
+        ("siehe:https://a.b/c!", "https://a.b/c"),
+        ("HTTPS://A.b", "HTTPS://A.b"),
+        ("a.b.c.d-e+f", None),
+        ("a://", None),
+        ("9://b", None),
+    ],
+)
+def test_where_an_address_begins(text: str, address: str | None) -> None:
+    assert cited_addresses(text) == ((address,) if address else ())
+
+
 @given(st.text(), st.lists(st.sampled_from([A, B]), unique=True))
 def test_the_text_stays_and_a_second_time_lists_nothing_more(
     text: str, sources: list[SourceRead]

@@ -158,8 +158,8 @@ def _calls(asked: tuple[ToolCall, ...], blocked: frozenset[str]) -> CallTools:
 def _read(completion: Completion, form: Form | None) -> tuple[str, str]:
     """The answer's text, and what is wrong with it, or ""."""
     text = completion.text
-    if not text.strip():
-        return text, EMPTY_ANSWER
     if completion.finish_reason == _CUT:
         return text, CUT_ANSWER
+    if not text.strip():
+        return text, EMPTY_ANSWER
     return form.read(text) if form else (text, "")

@@ -25,6 +25,8 @@ TURNS_WITHOUT_PROGRESS = STREAK + 2 + 1
 # The same after its last new source, when all that it does is to read the old ones again in other words.
 TURNS_WITHOUT_SOURCES = STALE_TURNS + 2 + 1
 
+# No tool takes longer arguments, so it does not matter how they are written.
+_MOST_CHARACTERS = 256 * 1024
 _MISTAKES = frozenset({"invalid_arguments", "unknown_tool"})
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -285,6 +287,8 @@ def _calls(turns: Iterable[PastTurn]) -> tuple[PastCall, ...]:
 
 def _canonical(arguments: str) -> bytes:
     text = arguments.strip() or "{}"
+    if len(text) > _MOST_CHARACTERS:
+        return text.encode(errors="replace")
     try:
         return orjson.dumps(orjson.loads(text), option=orjson.OPT_SORT_KEYS)
     except (ValueError, TypeError):  # no JSON, or nested deeper than can be written again

@@ -20,6 +20,17 @@ _WORD_LIMIT = 128
 _MOST_TOKENS = 2**31
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
 _LONE = re.compile("[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]")
+_REASONS = frozenset(
+    {
+        "stop",
+        "length",
+        "tool_calls",
+        "function_call",
+        "content_filter",
+        "refusal",
+        "error",
+    }
+)
 _WITHHELD = frozenset({"refusal", "content_filter"})
 
 _log = structlog.get_logger(__name__)
@@ -79,7 +90,9 @@ class PartialAnswer:
             self._add_choice(choice)
 
     def _add_choice(self, choice: dict[str, Any]) -> None:
-        self._finish_reason = _word(choice.get("finish_reason")) or self._finish_reason
+        if reason := choice.get("finish_reason"):
+            # Callers see it, so a reason that nobody knows is not told in the provider's words.
+            self._finish_reason = reason if reason in _REASONS else "other"
         delta = choice.get("delta")
         if delta is None:
             return

@@ -14,6 +14,8 @@ from posthouse.tools.answer import clean, cut
 from posthouse.tools.model import ToolContext
 
 MAX_ARGUMENT_CHARACTERS = 256 * 1024
+# Above it their words are not worth the time that it takes to make them.
+_MOST_ERRORS = 1000
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=False)
 
 Function = Callable[..., Awaitable[Any]]
@@ -40,10 +42,10 @@ class Arguments:
             )
         plain = clean(text).strip() or "{}"
         try:
-            value = from_json(plain, allow_inf_nan=False)
+            whole = isinstance(from_json(plain, allow_inf_nan=False), dict)
         except ValueError as error:
             raise ArgumentsRefused(f"the arguments are not valid JSON: {error}") from None
-        if not isinstance(value, dict):
+        if not whole:
             raise ArgumentsRefused("the arguments must be one JSON object")
         try:
             parsed = self.model.model_validate_json(plain)
@@ -52,10 +54,14 @@ class Arguments:
         return {name: getattr(parsed, field) for field, name in self.names.items()}
 
     def _explained(self, error: ValidationError) -> str:
+        known = f"The arguments are: {', '.join(self.names.values()) or 'none'}"
+        count = error.error_count()
+        if count > _MOST_ERRORS:
+            return f"{count} things in the arguments are wrong. {known}"
         details = error.errors(include_url=False, include_context=False, include_input=False)
         said = cut("; ".join(_in_words(detail) for detail in details[:5]), 1000)
-        more = f"; and {len(details) - 5} more" if len(details) > 5 else ""
-        return f"{said}{more}. The arguments are: {', '.join(self.names.values()) or 'none'}"
+        more = f"; and {count - 5} more" if count > 5 else ""
+        return f"{said}{more}. {known}"
 
 
 def arguments_of(name: str, function: Function, texts: Mapping[str, str]) -> tuple[bool, Arguments]:

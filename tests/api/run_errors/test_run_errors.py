@@ -335,3 +335,8 @@ async def test_a_filter_that_cuts_an_answer(bench):
     seen = await bench.run(said("It beg", finish="content_filter", headers=NOISE))
     seen.failed_with("content_refused", DECLINED, retryable=False)
     assert (seen.asked, leaks(seen)) == (1, [])
+
+
+async def test_a_reason_that_nobody_knows(bench):
+    seen = await bench.run(said("# Posts", finish=CANARY))
+    assert (seen.record["status"], leaks(seen)) == ("completed", [])
