@@ -103,6 +103,15 @@ async def test_failures_of_calls_that_were_under_way_change_nothing(bench: Bench
     assert await bench.is_open_for() == about(5)
 
 
+async def test_tries_from_before_the_opening_do_not_open_it_again(bench: Bench) -> None:
+    await bench.opens()
+    await bench.passes(6)
+    assert await bench.asks("p") is Gate.PROBE
+    late = await bench.breaker.report(WHERE, "old", Sign.FAILED, probe=False)
+    assert not late.turned
+    assert await bench.says(Sign.ALIVE, "p") == Standing(open=False, turned=True, wait_seconds=0)
+
+
 async def test_when_its_time_is_over_one_caller_becomes_the_probe(bench: Bench) -> None:
     await bench.opens()
     await bench.passes(5)

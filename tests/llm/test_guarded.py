@@ -125,7 +125,8 @@ async def test_opening_and_closing_are_said_once_and_without_secrets(redis: Redi
         with pytest.raises(EndpointDown):
             await bench.ask()
         await bench.time_is_over()
-        await bench.fails()
+        with pytest.raises(EndpointDown):  # a probe, which is no try of its run
+            await bench.ask()
         await bench.time_is_over()
         assert await bench.ask() == await bench.ask() == "yes"
     said = [(line["event"], line["log_level"], line["endpoint"]) for line in lines]
@@ -183,3 +184,32 @@ async def test_without_redis_everything_is_let_through(free_tcp_port: int) -> No
     assert await bench.ask() == "yes"
     assert bench.opened == 0
     await away.aclose()
+
+
+async def test_a_failed_probe_is_no_try_of_its_run(redis: Redis) -> None:
+    bench = Bench(redis, down(), down(), say("yes"))
+    await bench.fails()
+    await bench.time_is_over()
+    with pytest.raises(EndpointDown):
+        await bench.ask()
+    await bench.time_is_over()
+    assert await bench.ask() == "yes"
+
+
+async def test_a_probe_that_is_cancelled_while_it_is_granted_lets_the_next_one_go(
+    redis: Redis,
+) -> None:
+    bench = Bench(redis, down(), say("yes"))
+    await bench.fails()
+    await bench.time_is_over()
+    for turns in range(1, 6):
+        asking = asyncio.ensure_future(bench.ask())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.wait([asking])
+    async with asyncio.timeout(10):
+        while True:
+            with contextlib.suppress(EndpointDown):
+                assert await bench.ask() == "yes"
+                return

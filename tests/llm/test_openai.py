@@ -1,5 +1,6 @@
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -408,6 +409,31 @@ async def test_the_log_has_the_details(bench: Bench) -> None:
     assert lines[0]["event"] == "llm_error"
     assert lines[0]["status"] == 401
     assert "provider text" in lines[0]["detail"]
+
+
+async def test_the_log_names_what_broke_a_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    [line] = await logged(f"http://127.0.0.1:{port}", SECRET)
+    assert line["detail"].startswith("Connection error. ConnectError: ")
+    assert "ConnectionRefusedError: [Errno " in line["detail"]
+
+
+async def test_the_log_shows_no_key_that_cannot_be_sent() -> None:
+    async with serving(Endpoint().serve) as url:
+        [line] = await logged(url, f"{SECRET}\n")
+    assert line["detail"] == "Connection error. LocalProtocolError"
+
+
+async def logged(url: str, key: str) -> list[Any]:
+    """What one request says of its failure in the log."""
+    provider = openai_provider(api_key=key, base_url=url)
+    with capture_logs() as lines, pytest.raises(ModelUnavailable):
+        await provider.complete(
+            ModelRequest(model="m", messages=(), timeout_seconds=20.0), lambda _: None
+        )
+    await provider.aclose()
+    return list(lines)
 
 
 async def endless(writer: asyncio.StreamWriter, start: bytes, piece: bytes) -> None:

@@ -16,22 +16,17 @@ MOST_CHARACTERS = 512 * 1024
 MOST_CALLS = 128
 
 ID_LIMIT = 64
-_WORD_LIMIT = 128
+_WORD_LIMIT = 32
 _MOST_TOKENS = 2**31
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
 _LONE = re.compile("[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]")
-_REASONS = frozenset(
-    {
-        "stop",
-        "length",
-        "tool_calls",
-        "function_call",
-        "content_filter",
-        "refusal",
-        "error",
-    }
-)
 _WITHHELD = frozenset({"refusal", "content_filter"})
+# Events show both, so neither is whatever an endpoint writes.
+_FINISHES = frozenset(
+    {"stop", "length", "tool_calls", "function_call", "content_filter", "refusal", "error"}
+)
+_OTHER_WORDS = {"max_tokens": "length", "end_turn": "stop", "tool_use": "tool_calls"}
+_MODEL = re.compile(r"[A-Za-z0-9_.:/@+-]{1,128}")
 
 _log = structlog.get_logger(__name__)
 
@@ -84,15 +79,13 @@ class PartialAnswer:
         """One more chunk. Raises ErrorInStream."""
         if error := chunk.get("error"):
             raise ErrorInStream(error)
-        self._model = self._model or _word(chunk.get("model"))
+        self._model = self._model or _model(chunk.get("model"))
         self._tokens = _tokens(chunk.get("usage")) or self._tokens
         for choice in chunk.get("choices") or ():
             self._add_choice(choice)
 
     def _add_choice(self, choice: dict[str, Any]) -> None:
-        if reason := choice.get("finish_reason"):
-            # Callers see it, so a reason that nobody knows is not told in the provider's words.
-            self._finish_reason = reason if reason in _REASONS else "other"
+        self._finish_reason = _finish(choice.get("finish_reason")) or self._finish_reason
         delta = choice.get("delta")
         if delta is None:
             return
@@ -221,8 +214,16 @@ def _tokens(usage: object) -> Tokens | None:
             return None
 
 
-def _word(value: object) -> str:
-    return storable(value[:_WORD_LIMIT]) if isinstance(value, str) else ""
+def _model(value: object) -> str:
+    return value if isinstance(value, str) and _MODEL.fullmatch(value) else ""
+
+
+def _finish(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        return ""
+    word = value[:_WORD_LIMIT].lower()
+    word = _OTHER_WORDS.get(word, word)
+    return word if word in _FINISHES else "other"
 
 
 def storable(text: str) -> str:

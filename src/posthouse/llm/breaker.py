@@ -106,12 +106,14 @@ class Breaker:
         )
         return Admission(Gate(gate.decode()), wait / 1000)
 
-    async def report(self, endpoint: Endpoint, token: str, sign: Sign) -> Standing:
-        """Takes in how the try of this token ended."""
+    async def report(
+        self, endpoint: Endpoint, token: str, sign: Sign, *, probe: bool = True
+    ) -> Standing:
+        """Takes in how the try of this token ended; once the breaker was open, only failed probes open it again."""
         policy = self._policy
         gate, turned, wait = await self._scripts.call(
             Script.REPORT,
-            *(endpoint.digest, token, sign, policy.failures, _ms(policy.span)),
+            *(endpoint.digest, token, sign, int(probe), policy.failures, _ms(policy.span)),
             *(_ms(policy.first), _ms(policy.longest), _ms(policy.look)),
         )
         return Standing(gate == b"open", bool(turned), wait / 1000)

@@ -32,7 +32,8 @@ class EventReader:
         if others:
             self._take(bytes(self._line), events)
             for line in others[:-1]:
-                self._take(line, events)
+                if line or self._data:
+                    self._take(line, events)
             self._line = bytearray(others[-1])
         size = self._held + len(self._line)
         if size > self._most_bytes:

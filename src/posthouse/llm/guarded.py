@@ -47,23 +47,39 @@ class Guarded:
     async def complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> Completion:
         """As the provider's own. Raises EndpointDown besides, without a request, while the breaker is open."""
         token = ids.new_token()
-        admission = await self._finished(self._admitted(token))
+        admission = await self._admission(token)
         if admission.gate is Gate.OPEN:
             raise EndpointDown(self._wait(admission.wait_seconds))
-        sign = Sign.DROPPED
+        probe = admission.gate is Gate.PROBE
         try:
             completion = await self._provider.complete(request, on_text)
-            sign = Sign.ALIVE
         except RunFailed as error:
             sign = _sign_of(error)
+            standing = await self._finished(self._report(token, sign, probe))
+            if probe and sign is Sign.FAILED and standing is not None:
+                # It was let through to find out; had it been the run's last try, that would end the run.
+                raise EndpointDown(self._wait(standing.wait_seconds)) from error
             raise
-        finally:
-            if sign is not Sign.DROPPED:
-                await self._finished(self._report(token, sign))
-            elif admission.gate is Gate.PROBE:
+        except BaseException:
+            if probe:
                 # Whoever cancels does not wait for it.
-                self._begun(self._report(token, sign))
+                self._begun(self._report(token, Sign.DROPPED, True))
+            raise
+        await self._finished(self._report(token, Sign.ALIVE, probe))
         return completion
+
+    async def _admission(self, token: str) -> Admission:
+        asked = self._begun(self._admitted(token))
+        try:
+            return await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            asked.add_done_callback(lambda _: self._unused(token, asked))
+            raise
+
+    def _unused(self, token: str, asked: asyncio.Task[Admission]) -> None:
+        # A probe that nobody makes must not keep the others waiting.
+        if not asked.cancelled() and not asked.exception() and asked.result().gate is Gate.PROBE:
+            self._begun(self._report(token, Sign.DROPPED, True))
 
     async def _admitted(self, token: str) -> Admission:
         try:
@@ -71,13 +87,14 @@ class Guarded:
         except StorageUnavailable:
             return Admission(Gate.CLOSED, 0.0)
 
-    async def _report(self, token: str, sign: Sign) -> None:
+    async def _report(self, token: str, sign: Sign, probe: bool) -> Standing | None:
         try:
-            standing = await self._breaker.report(self._endpoint, token, sign)
+            standing = await self._breaker.report(self._endpoint, token, sign, probe=probe)
         except StorageUnavailable:
-            return
+            return None
         if standing.turned:
             self._tell(standing)
+        return standing
 
     def _tell(self, standing: Standing) -> None:
         if standing.open:

@@ -94,6 +94,7 @@ class Completion(_Frozen):
 
     A refusal has finish_reason "refusal", a filtered answer "content_filter", one too long to be
     read "length": none of their words is in it, and `withheld` says how many characters came.
+    `rules` are those by which the agent loop judged the turn; 0 are those from before there were any.
     """
 
     model: str
@@ -103,3 +104,4 @@ class Completion(_Frozen):
     tokens: Tokens | None = None
     latency_ms: int
     withheld: int = 0
+    rules: int = 0

@@ -71,6 +71,8 @@ def openai_provider(
         api_key=api_key or "none",
         base_url=base_url or DEFAULT_BASE_URL,
         max_retries=0,
+        # Packed, a few bytes on the wire are seconds of work in one go.
+        default_headers={"Accept-Encoding": "identity"},
         timeout=timeout,
         http_client=DefaultAsyncHttpxClient(
             limits=limits, timeout=timeout, event_hooks={"response": [_bound_error]}
@@ -113,7 +115,7 @@ class OpenAIProvider:
         answer = PartialAnswer(on_text)
         async with await self._stream(request) as stream:
             # Not by the SDK's own reader, which bounds no event and validates no chunk.
-            await _read(stream.response.aiter_bytes(), answer)
+            await _read(stream.response.aiter_raw(), answer)
         return answer
 
     async def _stream(self, request: ModelRequest) -> AsyncStream[ChatCompletionChunk]:
@@ -184,6 +186,7 @@ async def _drain(parts: AsyncIterator[bytes]) -> None:
 async def _bound_error(response: httpx2.Response) -> None:
     """Lets the SDK read no more of an error's body than an error can be."""
     if response.is_error:
+        response.headers.pop("content-encoding", None)
         response.stream = _BoundStream(response.stream)
 
 
@@ -291,5 +294,20 @@ def _log_failure(model: str, error: Exception) -> None:
         error=type(error).__name__,
         status=getattr(error, "status_code", None),
         request=getattr(error, "request_id", None),
-        detail=str(error)[:_LOGGED_CHARACTERS],
+        detail=_detail(error)[:_LOGGED_CHARACTERS],
     )
+
+
+def _detail(error: Exception) -> str:
+    """What the error says, and what of the connection was behind it."""
+    first = error.__cause__
+    if first is None:
+        return str(error)
+    if isinstance(first, httpx2.LocalProtocolError):
+        # Its text quotes what was to be sent, the key too.
+        return f"{error} {type(first).__name__}"
+    last = first
+    while deeper := last.__cause__ or last.__context__:
+        last = deeper
+    causes = [first] if str(last) in ("", str(first)) else [first, last]
+    return f"{error} " + ", ".join(f"{type(cause).__name__}: {cause}" for cause in causes)

@@ -26,5 +26,9 @@ local down_since = reason == 'model' and (number(former[2]) > 0 and former[2] or
 end_ownership(run, 'parked', status, 'wait_reason', reason, 'parked_at', int(run.dispatch), 'looks', int(looks),
   'down_since', down_since)
 if not earliest then redis.call('ZREM', KEY.due, id) end
+-- No crash cut these: what had come of their text is void already.
+for _, row in ipairs(waits) do
+  if row[2] == 'model' then redis.call('HDEL', KEY.starts(id), row[1]) end
+end
 publish(run)
 return { 'parked', int(run.signals) }

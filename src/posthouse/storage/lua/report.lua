@@ -1,6 +1,6 @@
--- ARGV endpoint, token of the try, alive | failed | dropped, failures that open, span ms, first ms, longest ms, look ms
+-- ARGV endpoint, token of the try, alive | failed | dropped, 1 for a probe | 0, failures that open, span ms, first ms, longest ms, look ms
 -- -> closed | open, 1 when this try made it so | 0, wait ms
-local id, token, how = take(), take(), take()
+local id, token, how, probed = take(), take(), take(), take() == '1'
 local limit, span, first, longest, look = take_number(), take_number(), take_number(), take_number(), take_number()
 local key = KEY.endpoint(id)
 local state = redis.call('HMGET', key, 'failures', 'since', 'opens', 'open_until', 'probe', 'probe_until', 'last')
@@ -26,7 +26,8 @@ local function count()
     'open_until', int(open_until), 'probe', '', 'probe_until', '0')
 end
 
-if how == 'failed' and (counted or open_until <= now) then
+-- A try from before the opening says nothing new, however late it fails.
+if how == 'failed' and (counted or open_until <= now) and (probed or opens == 0) then
   if not counted then count() end
   redis.call('PEXPIRE', key, ENDPOINT_TTL)
 elseif how == 'dropped' and state[5] == token then
