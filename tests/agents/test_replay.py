@@ -171,3 +171,24 @@ async def test_a_cancelled_agent_stops_its_calls(bench: Bench) -> None:
             await task
     assert dropped.is_set()
     assert list(bench.steps.kept.journal) == ["scout/turn:1"]
+
+
+async def test_turns_from_before_the_ladder_are_replayed_without_it(bench: Bench) -> None:
+    async def same(context: ToolContext, arguments: str) -> ToolAnswer:
+        return ToolAnswer(text="the same")
+
+    bench.tool("look", same)
+    bench.script(*[call_tools(call("look", "a"))] * 4, say("Done."))
+    bench.crashing(Crash(4, "after"))
+    with pytest.raises(Crashed):
+        await bench.run()
+    bench.reopen()
+    kept = bench.steps.kept
+    for key, record in kept.journal.items():
+        plain = record.value.replace(b'"rules":1', b'"rules":0')
+        kept.journal[key] = record.model_copy(update={"value": plain})
+    before = len(kept.events)
+    bench.script(*[call_tools(call("look", "a"))] * 2, say("Done."))
+    answer = await bench.run()
+    assert (answer.text, answer.stopped) == ("Done.", None)
+    assert "stall.detected" not in bench.steps.event_types[:before]

@@ -26,7 +26,21 @@ def library(packages: Iterable[ModuleType] = ()) -> dict[str, Agent]:
                     yield module, spec.name, spec
 
     specs = by_name("agent", found())
-    return {name: _prompted(spec, folders[name]) for name, spec in specs.items()}
+    agents = {name: _prompted(spec, folders[name]) for name, spec in specs.items()}
+    _check_prompts(agents)
+    return agents
+
+
+def _check_prompts(agents: Mapping[str, Agent]) -> None:
+    """A run pins its prompts by name, so that one name must be one text."""
+    owners: dict[str, Agent] = {}
+    for agent in agents.values():
+        other = owners.setdefault(agent.prompt.name, agent)
+        if other.prompt != agent.prompt:
+            raise ConfigurationError(
+                f"agents {other.spec.name!r} and {agent.spec.name!r} have different prompts"
+                f" named {agent.prompt.name!r}"
+            )
 
 
 def _prompted(spec: AgentSpec, folder: Traversable) -> Agent:
@@ -41,5 +55,6 @@ def check_tools(agents: Mapping[str, Agent], tools: Collection[str]) -> None:
     for agent in agents.values():
         if missing := [name for name in agent.spec.tools if name not in tools]:
             raise ConfigurationError(
-                f"agent {agent.spec.name!r} names tools that do not exist: {', '.join(missing)}"
+                f"agent {agent.spec.name!r} names tools that do not exist: {', '.join(missing)}; "
+                f"there are: {', '.join(sorted(tools))}"
             )

@@ -77,7 +77,11 @@ class Conversation:
         answered = tuple(answered)
         said = AssistantMessage(text=completion.text, tool_calls=completion.tool_calls)
         told = [ToolMessage(call_id=a.call.id, text=a.text) for a in answered]
-        state, watch, notice = self._judged(answered)
+        if completion.rules:
+            state, watch, notice = self._judged(answered)
+        else:  # a replay must come to what a version without a ladder came to
+            state = replace(self.state, turn=self.state.turn + 1)
+            watch, notice = self.watch.unmoved(_past(answered)), ()
         return replace(
             self,
             messages=(*self.messages, said, *told, *notice),

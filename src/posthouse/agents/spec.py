@@ -24,6 +24,11 @@ class AgentSpec:
 
     def __post_init__(self) -> None:
         checked_name("agent", self.name)
+        tools: object = self.tools
+        if isinstance(tools, str):
+            raise ConfigurationError(
+                f"agent {self.name!r}: tools must be a tuple, as in ({tools!r},)"
+            )
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ def with_prompt(spec: AgentSpec, folder: Traversable) -> Agent:
         raise ConfigurationError(f"prompt {spec.prompt!r} must be named like 'researcher.v1'")
     file = folder / f"{spec.prompt}.md"
     if not file.is_file():
-        raise ConfigurationError(f"agent {spec.name!r} has no prompt file {spec.prompt}.md")
+        raise ConfigurationError(f"agent {spec.name!r} has no prompt file {file.name} in {folder}")
     text = file.read_text(encoding="utf-8").strip()
     if not text:
         raise ConfigurationError(f"prompt file {spec.prompt}.md is empty")

@@ -26,6 +26,8 @@ from posthouse.llm.messages import Completion, ModelRequest, ToolOffer
 from posthouse.llm.retry import Retry, RetryingProvider
 from posthouse.telemetry import Metrics
 
+# Raise it with every change of what follows from a turn's calls, and keep the former way for former turns.
+RULES = 1
 COMPLETION: TypeAdapter[Completion] = TypeAdapter(Completion)
 
 _log = structlog.get_logger(__name__)
@@ -111,7 +113,8 @@ class ModelTurns:
         following = decide(completion, talk.state, job.form)
         if not isinstance(following, CallTools | Repair):
             self._metrics.agent_ended(turn)
-        return Done(completion, usage, _events(job, turn, completion), _opens(job, turn, following))
+        judged = completion.model_copy(update={"rules": RULES})
+        return Done(judged, usage, _events(job, turn, completion), _opens(job, turn, following))
 
 
 def _request(
