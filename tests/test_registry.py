@@ -113,6 +113,7 @@ def test_only_the_part_that_is_wanted_is_imported(importable: Path) -> None:
     assert not any(name.startswith(("lib.tools", "other.agents")) for name in sys.modules)
 
 
+WHERE = "; Python looks in PYTHONPATH, in the current folder and among what is installed"
 LIBRARIES = {
     "lib/tools/one.py": "",
     "plain.py": "",
@@ -131,12 +132,12 @@ LIBRARIES = {
 @pytest.mark.parametrize(
     ("library", "said"),
     [
-        ("nowhere", "library 'nowhere': there is no package 'nowhere'"),
-        ("nowhere.else", "library 'nowhere.else': there is no package 'nowhere'"),
+        ("nowhere", f"library 'nowhere': there is no package 'nowhere'{WHERE}"),
+        ("nowhere.else", f"library 'nowhere.else': there is no package 'nowhere'{WHERE}"),
         ("lib.nowhere", "library 'lib.nowhere': there is no package 'lib.nowhere'"),
         ("plain", "library 'plain': 'plain' is a module, not a package"),
         ("plain.more", "library 'plain.more': 'plain' is a module, not a package"),
-        ("bare", "library 'bare': it has no sub-package workflows, agents, tools"),
+        ("bare", "library 'bare': it has none of the sub-packages workflows, agents, tools"),
         ("flat", "flat.tools is a module; it must be a package, a definition a file"),
         ("broken", "broken cannot be imported: ZeroDivisionError: division by zero (__init__.py, line 2)"),
         ("broken.part", "broken cannot be imported: ZeroDivisionError: division by zero (__init__.py, line 2)"),

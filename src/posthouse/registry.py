@@ -16,6 +16,7 @@ from posthouse.errors import ConfigurationError
 T = TypeVar("T")
 Part: TypeAlias = Literal["workflows", "agents", "tools"]
 
+_WHERE = "; Python looks in PYTHONPATH, in the current folder and among what is installed"
 ENTRY_POINTS = "posthouse.libraries"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _PACKAGE = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*", re.ASCII)
@@ -103,13 +104,14 @@ def _parts(library: str) -> list[Part]:
     for word in library.split("."):
         name = f"{name}.{word}".lstrip(".")
         if importlib.util.find_spec(name) is None:
-            raise ConfigurationError(f"library {library!r}: there is no package {name!r}")
+            looked = "" if "." in name else _WHERE
+            raise ConfigurationError(f"library {library!r}: there is no package {name!r}{looked}")
         if not hasattr(_imported(name), "__path__"):
             raise ConfigurationError(f"library {library!r}: {name!r} is a module, not a package")
     parts = [part for part in get_args(Part) if importlib.util.find_spec(f"{library}.{part}")]
     if not parts:
         raise ConfigurationError(
-            f"library {library!r}: it has no sub-package {', '.join(get_args(Part))}"
+            f"library {library!r}: it has none of the sub-packages {', '.join(get_args(Part))}"
         )
     return parts
 

@@ -84,6 +84,25 @@ def test_an_address_that_leads_nowhere(
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.parametrize("command", ["up", "demo"])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"POSTHOUSE_SEARCH": "bing"}, "POSTHOUSE_SEARCH: 'bing' is none of corpus, brave, "),
+        (
+            {"POSTHOUSE_SEARCH": "brave"},
+            "POSTHOUSE_SEARCH=brave needs POSTHOUSE_SEARCH_API_KEY\n",
+        ),
+        ({"POSTHOUSE_SEARCH": "searxng"}, "POSTHOUSE_SEARCH=searxng needs POSTHOUSE_SEARCH_URL"),
+    ],
+)
+def test_a_search_that_cannot_be_used(
+    environment: dict[str, str], tmp_path: Path, command: str, given: dict[str, str], said: str
+) -> None:
+    assert refused(environment | given, command).startswith(f"posthouse: {said}")
+    assert not (tmp_path / "data").exists()
+
+
 BAD_TOOL = """
 from posthouse.tools.define import tool
 
@@ -97,7 +116,11 @@ async def weigh(letter) -> str:
 @pytest.mark.parametrize(
     ("listed", "said"),
     [
-        ("nowhere", "library 'nowhere': there is no package 'nowhere'\n"),
+        (
+            "nowhere",
+            "library 'nowhere': there is no package 'nowhere'; Python looks in PYTHONPATH, "
+            "in the current folder and among what is installed\n",
+        ),
         ("no-where", "POSTHOUSE_LIBRARIES: 'no-where' names no package\n"),
         ("mine", "mine.tools.weigh: tool 'weigh': annotate 'letter' with its type\n"),
     ],

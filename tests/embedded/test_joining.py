@@ -1,5 +1,6 @@
 """What one more worker of a stack is told."""
 
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,6 +60,41 @@ def test_what_has_to_be_alike_on_all_workers_is_told_where_it_was_set(tmp_path: 
     }
     assert found.env == REDIS | STAND_IN | more
     assert f"POSTHOUSE_CORPUS={corpus}" in shlex.split(found.line("python"))
+
+
+def test_the_search_is_told_and_its_key_is_named() -> None:
+    given = {"search": "brave", "search_url": "http://gate/brave", "model_wait_seconds": 60}
+    found = told(REDIS | STAND_IN, **given, search_api_key="secret")
+    more = {
+        "POSTHOUSE_SEARCH": "brave",
+        "POSTHOUSE_SEARCH_URL": "http://gate/brave",
+        "POSTHOUSE_MODEL_WAIT_SECONDS": "60.0",
+    }
+    assert found == Joining(REDIS | STAND_IN | more, ("POSTHOUSE_SEARCH_API_KEY",))
+    hidden = told(REDIS | STAND_IN, search="searxng", search_url="http://me:secret@host")
+    assert hidden == Joining(
+        REDIS | STAND_IN | {"POSTHOUSE_SEARCH": "searxng"}, ("POSTHOUSE_SEARCH_URL",)
+    )
+
+
+def test_of_an_engine_that_is_not_asked_nothing_is_told() -> None:
+    found = told(REDIS | STAND_IN, search_url="http://me:secret@host", search_api_key="secret")
+    assert found == Joining(REDIS | STAND_IN)
+
+
+@pytest.mark.parametrize(
+    ("given", "folders"),
+    [(None, ["."]), ("", ["."]), ("examples::/shelf:.", [".", "examples", "/shelf"])],
+)
+def test_libraries_are_found_from_any_folder(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, folders: list[str]
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    if given is not None:
+        monkeypatch.setenv("PYTHONPATH", given)
+    env = told(REDIS | STAND_IN, libraries="post_office").env
+    assert env["POSTHOUSE_LIBRARIES"] == "post_office"
+    assert env["PYTHONPATH"] == ":".join(os.path.abspath(folder) for folder in folders)
 
 
 def test_no_proxy_stands_between(monkeypatch: pytest.MonkeyPatch) -> None:

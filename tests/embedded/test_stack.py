@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from posthouse.cli.session import searched
 from posthouse.embedded.ports import free_ports
 from posthouse.embedded.stack import Layout, lay_out
 from posthouse.errors import ConfigurationError
@@ -128,6 +129,14 @@ def test_listening_everywhere_is_reached_here(corpus: Path) -> None:
     layout = lay_out(given)
     assert layout.api_url == f"http://127.0.0.1:{given.port}"
     assert layout.processes[2].env["POSTHOUSE_HOST"] == "0.0.0.0"
+
+
+def test_what_is_searched_is_said_without_secrets(corpus: Path) -> None:
+    plain = lay_out(settings(corpus))
+    assert (plain.search, searched(plain)) == (None, ("Corpus", str(plain.corpus)))
+    web = lay_out(settings(corpus, search=" Brave ", search_api_key="a-long-secret-key"))
+    assert searched(web) == ("Search", "brave at https://api.search.brave.com")
+    assert "a-long" not in repr(web)
 
 
 def test_a_corpus_without_documents_is_an_error(tmp_path: Path) -> None:

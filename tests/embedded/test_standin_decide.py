@@ -152,6 +152,17 @@ def test_when_the_search_found_nothing_it_says_so() -> None:
     )
 
 
+@pytest.mark.parametrize("good", [False, True])
+def test_when_every_search_failed_it_says_so(*, good: bool) -> None:
+    messages = start(TASK.replace("standard", "deep"))
+    failed = json.dumps({"error": "http_error", "message": "status 401"})
+    results = [failed, found() if good else failed]
+    answer = decide(Ask(after(messages, decide(Ask(messages, TOOLS)), results), TOOLS))
+    assert isinstance(answer, Text)
+    assert ("The search failed." in answer.text) is not good
+    assert ("The search found nothing." in answer.text) is good
+
+
 @pytest.mark.parametrize(
     "result",
     ["", "no JSON", "[1, 2]", "null", '{"results": 7}', '{"results": [7, {"url": 3}, {}]}'],

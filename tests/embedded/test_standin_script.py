@@ -217,6 +217,15 @@ async def test_a_reset_forgets_everything(stage: Stage) -> None:
         assert (await stage.ask()).choices[0].message.content
 
 
+async def test_what_has_to_be_a_list_is_called_one(stage: Stage) -> None:
+    answer = await stage.http.post("/control/script", json={"behaviours": {"type": "loop"}})
+    said = "Invalid value for 'behaviours': Input should be a valid list."
+    assert answer.json()["error"]["message"] == said
+    calls = {"type": "tool_calls", "calls": []}
+    answer = await stage.http.post("/control/script", json={"behaviours": [calls]})
+    assert ": List should have at least 1 item" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [

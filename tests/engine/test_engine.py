@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from pydantic import BaseModel
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from posthouse.engine.steps import Bounds
 from posthouse.errors import Fatal, ModelUnavailable, RunCode
@@ -144,6 +145,27 @@ async def test_a_step_that_outlasts_the_drain_is_cancelled_and_done_again(
         fleet.worker()
         assert (await fleet.ended(run_id, seconds=5)).status is Status.COMPLETED
         assert calls.made == ["first", "first"]
+
+
+async def test_the_log_says_why_a_run_waits_and_how_it_ended(redis: Redis, valkey_url: str) -> None:
+    async def body(ctx: RunContext, given: Given) -> Got:
+        await ctx.sleep("nap", 0.05)
+        if given.n:
+            raise Fatal("no such key")
+        return Got(values=[])
+
+    async with LocalFleet(valkey_url, [flow(body)]) as fleet:
+        fleet.worker()
+        with capture_logs() as lines:
+            for n in range(2):
+                await fleet.ended(await fleet.submit("flow", f'{{"n":{n}}}'))
+            async with asyncio.timeout(5):
+                while sum(line["event"] == "run_ended" for line in lines) < 2:
+                    await redis.blpop(["never"], timeout=0.05)
+    parked = [line["wait_reason"] for line in lines if line["event"] == "run_parked"]
+    assert parked == ["timer", "timer"]
+    ended = [(line["status"], line.get("code")) for line in lines if line["event"] == "run_ended"]
+    assert ended == [("completed", None), ("failed", "fatal")]
 
 
 @pytest.mark.guarantee("G6")

@@ -18,7 +18,13 @@ from posthouse.errors import ConfigurationError, ToolFailed
 from posthouse.logs import configure_logs
 from posthouse.tools.corpus import Corpus
 from posthouse.tools.model import SearchHit, SearchProvider
-from posthouse.tools.search import SearchCaps, WebSearch, search_engines, search_provider
+from posthouse.tools.search import (
+    SearchCaps,
+    WebSearch,
+    chosen_engine,
+    search_engines,
+    search_provider,
+)
 
 KEY = "canary-key-0123456789abcdef"
 THEIRS = "canary-words-of-the-provider"
@@ -456,6 +462,13 @@ def test_a_key_that_no_header_takes_is_refused_and_not_shown(key: str, corpus: C
     with pytest.raises(ConfigurationError, match="POSTHOUSE_SEARCH_API_KEY") as raised:
         search_provider("exa", key=key, url=None, corpus=corpus)
     assert KEY not in str(raised.value)
+
+
+def test_a_choice_does_not_show_its_key() -> None:
+    chosen = chosen_engine(" Exa", key=KEY, url="http://gate/exa/")
+    assert chosen is not None
+    assert (chosen.engine.name, chosen.url, chosen.key) == ("exa", "http://gate/exa", KEY)
+    assert KEY not in repr(chosen)
 
 
 @pytest.mark.parametrize("url", [None, "", " "])

@@ -8,7 +8,7 @@ import httpx
 from posthouse import clock
 from posthouse.cli.screen import Screen
 from posthouse.cli.service import PATIENCE_SECONDS, Outcome, Service, ServiceFailed
-from posthouse.cli.session import with_stack
+from posthouse.cli.session import searched, with_stack
 from posthouse.cli.words import count, seconds, shown
 from posthouse.embedded.stack import Layout
 from posthouse.runs.model import Status
@@ -33,7 +33,7 @@ async def demo(
                 ("API", layout.api_url),
                 ("Redis", layout.redis),
                 ("Model", layout.model),
-                ("Corpus", shown(layout.corpus)),
+                searched(layout),
                 ("Log", shown(layout.log)),
             ]
         )

@@ -39,6 +39,11 @@ async def with_stack(
     return code
 
 
+def searched(layout: Layout) -> tuple[str, str]:
+    """What agents search, as a fact for the screen."""
+    return ("Search", layout.search) if layout.search else ("Corpus", shown(layout.corpus))
+
+
 def _what_stays(layout: Layout) -> str:
     if layout.own_redis:
         return f"the log stays in {shown(layout.log)}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from posthouse.cli.demo import DEFAULT_TOPIC
 from posthouse.cli.screen import Screen
-from posthouse.cli.session import with_stack
+from posthouse.cli.session import searched, with_stack
 from posthouse.cli.words import seconds, shown
 from posthouse.embedded.stack import Layout
 
@@ -38,7 +38,7 @@ def _where(layout: Layout, screen: Screen) -> None:
             *zip(names, values, strict=True),
             ("Redis", layout.redis),
             ("Model", layout.model),
-            ("Corpus", shown(layout.corpus)),
+            searched(layout),
             *([] if layout.own_redis else [("Data", shown(layout.data_dir))]),
             ("Log", shown(layout.log)),
         ]
@@ -51,7 +51,7 @@ def _what_now(layout: Layout, screen: Screen) -> None:
     screen.line("\nStart a run, and watch it with the run_id of the answer:\n")
     screen.line(f"  curl -X POST {runs} -d {shlex.quote(json.dumps(request))}", "cyan")
     screen.line(f"  curl -N {runs}/RUN_ID/stream", "cyan")
-    secrets = " and ".join(layout.joining.secrets)
+    secrets = ", ".join(layout.joining.secrets)
     also = f", with the {secrets} that this one has" if secrets else ""
     screen.line(f"\nAdd a worker, in another terminal{also}:\n")
     screen.line(f"  {layout.joining.line(shown(Path(sys.executable)))}\n", "cyan")

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from posthouse.settings import Settings
+from posthouse.tools.search import CORPUS
 
 # Where they differ between workers, it matters which one has a run.
 _ALIKE = (
@@ -18,6 +19,8 @@ _ALIKE = (
     "max_output_bytes",
     "max_run_steps",
     "max_run_events",
+    "model_wait_seconds",
+    "search",
 )
 
 
@@ -45,14 +48,22 @@ def joining(settings: Settings, own: Mapping[str, str], corpus: Path) -> Joining
         wanted |= {"OPENAI_MODEL": settings.openai_model}
         if settings.openai_api_key and settings.openai_api_key.get_secret_value():
             secrets.append("OPENAI_API_KEY")
-    for name in ("REDIS_URL", "OPENAI_BASE_URL"):
-        if without_secrets(wanted[name]) != wanted[name]:
+    if _searches_the_web(settings):
+        wanted |= {"POSTHOUSE_SEARCH_URL": settings.search_url or ""}
+        if settings.search_api_key and settings.search_api_key.get_secret_value():
+            secrets.append("POSTHOUSE_SEARCH_API_KEY")
+    for name in ("REDIS_URL", "OPENAI_BASE_URL", "POSTHOUSE_SEARCH_URL"):
+        if name in wanted and without_secrets(wanted[name]) != wanted[name]:
             secrets.append(name)
             del wanted[name]
     return Joining(
         {name: value for name, value in wanted.items() if value} | _further(settings, corpus),
         tuple(sorted(secrets, reverse=True)),
     )
+
+
+def _searches_the_web(settings: Settings) -> bool:
+    return settings.search.strip().lower() not in ("", CORPUS)
 
 
 def _further(settings: Settings, corpus: Path) -> dict[str, str]:
@@ -62,8 +73,7 @@ def _further(settings: Settings, corpus: Path) -> dict[str, str]:
     further = {names[name]: str(getattr(settings, name)) for name in given}
     if settings.libraries:
         further[names["libraries"]] = settings.libraries
-        # Where this one finds them; by itself Python looks only where it stands.
-        further |= {"PYTHONPATH": path} if (path := os.environ.get("PYTHONPATH")) else {}
+        further["PYTHONPATH"] = _import_path()
     if corpus != Path("docs").resolve():
         further[names["corpus"]] = str(corpus)
     if settings.metrics_port:
@@ -71,6 +81,13 @@ def _further(settings: Settings, corpus: Path) -> dict[str, str]:
     if any(name.lower() in ("http_proxy", "all_proxy") for name in os.environ):
         further["NO_PROXY"] = os.environ.get("NO_PROXY") or "127.0.0.1,localhost"
     return further
+
+
+def _import_path() -> str:
+    """Where this one finds libraries, for a worker that is started in any folder."""
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    folders = (os.path.abspath(folder) for folder in ("", *given))
+    return os.pathsep.join(dict.fromkeys(folders))
 
 
 def without_secrets(url: str) -> str:

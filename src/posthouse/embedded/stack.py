@@ -19,6 +19,7 @@ from posthouse.embedded.valkey import EmbeddedValkey, find_server
 from posthouse.errors import ConfigurationError
 from posthouse.settings import Settings
 from posthouse.storage.connect import connect
+from posthouse.tools.search import chosen_engine
 
 LOCAL = "127.0.0.1"
 STAND_IN = "stand-in"
@@ -32,9 +33,10 @@ _DOCUMENTS = frozenset({".md", ".txt", ".html"})
 
 @dataclass(frozen=True)
 class Layout:
-    """What runs and where; `redis` and `model` are words for a person, without secrets.
+    """What runs and where; `redis`, `model` and `search` are words for a person, without secrets.
 
-    `own_redis` is the address of the Redis that was set; None when the embedded one runs.
+    `own_redis` is the address of the Redis that was set; None when the embedded one runs. `search`
+    is the web search engine; None when the corpus is searched.
     """
 
     processes: tuple[Process, ...]
@@ -47,6 +49,7 @@ class Layout:
     log: Path
     metrics_urls: tuple[str, ...]
     joining: Joining
+    search: str | None = None
     own_redis: str | None = field(default=None, repr=False)
 
 
@@ -58,7 +61,7 @@ def lay_out(settings: Settings, *, any_port: bool = False) -> Layout:
     host = _ANYWHERE.get(settings.host, settings.host)
     port = _api_port(settings, any_port)
     data_dir = settings.data_dir.resolve()
-    corpus = _corpus(settings)
+    corpus, search = _corpus(settings), _search(settings)
     redis_port, model_port, *worker_ports = free_ports(2 + settings.workers)
     models, model_env, model = _model(settings, model_port)
     # Last, as it makes the folder of the data: nothing is made for settings that are refused.
@@ -92,6 +95,7 @@ def lay_out(settings: Settings, *, any_port: bool = False) -> Layout:
             *(f"http://{LOCAL}:{port}/metrics" for port in worker_ports),
         ),
         joining=joining(settings, redis_env | model_env, corpus),
+        search=search,
         own_redis=None if stores else redis_env["REDIS_URL"],
     )
 
@@ -120,6 +124,13 @@ def _corpus(settings: Settings) -> Path:
         f"POSTHOUSE_CORPUS: no Markdown, text or HTML files in {settings.corpus}; "
         "set it to a folder that has some"
     )
+
+
+def _search(settings: Settings) -> str | None:
+    """The engine that is searched with, as a worker will choose it, and where it is asked."""
+    key = settings.search_api_key.get_secret_value() if settings.search_api_key else None
+    chosen = chosen_engine(settings.search, key=key, url=settings.search_url)
+    return f"{chosen.engine.name} at {chosen.url}" if chosen else None
 
 
 def _has_documents(folder: Path) -> bool:

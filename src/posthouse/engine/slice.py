@@ -151,13 +151,13 @@ class Slice:
         metrics = self._workshop.metrics
         before = (run.claimed_at - (run.started_at or run.claimed_at)) / 1000
         metrics.run_ended(run.workflow, ending.status, before + clock.monotonic() - self._began)
-        log.info("run_ended", status=ending.status, workflow=run.workflow)
+        log.info("run_ended", status=ending.status, workflow=run.workflow, **_code_of(ending))
 
     async def _park(self, parked: Parked) -> int | None:
         reason = _reason(parked)
         event = Draft(event=RunWaiting(wait_reason=reason))
         held = self._held
-        return await insist(
+        signals = await insist(
             lambda: self._workshop.shared.store.park(
                 held.run,
                 held.told,
@@ -167,6 +167,9 @@ class Slice:
                 waits=parked.waits,
             )
         )
+        if signals is None:
+            log.info("run_parked", wait_reason=reason, workflow=held.run.workflow)
+        return signals
 
     def _down_too_long(self, parked: Parked) -> bool:
         if _reason(parked) != "model":
@@ -179,6 +182,14 @@ class Slice:
 def _reason(parked: Parked) -> str:
     kinds = {wait.kind for wait in parked.waits}
     return next(kind for kind in ("version", "model", "timer") if kind in kinds)
+
+
+def _code_of(ending: Ending) -> dict[str, str]:
+    match ending.event.event:
+        case RunFailedEvent(code=code) | RunIncomplete(code=code):
+            return {"code": code}
+        case _:
+            return {}
 
 
 def _down() -> ModelUnavailable:

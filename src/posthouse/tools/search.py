@@ -5,7 +5,7 @@ import re
 import zlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TypeVar, cast
 
@@ -54,16 +54,34 @@ def search_engines() -> dict[str, SearchEngine]:
 def search_provider(name: str, *, key: str | None, url: str | None, corpus: C) -> "WebSearch | C":
     """The provider so called, `corpus` itself for corpus or ""; a WebSearch wants to be closed.
 
+    Raises ConfigurationError as `chosen_engine` does.
+    """
+    chosen = chosen_engine(name, key=key, url=url)
+    return WebSearch(chosen.engine, url=chosen.url, key=chosen.key) if chosen else corpus
+
+
+@dataclass(frozen=True)
+class ChosenEngine:
+    """A web search engine, where it is asked and with which key ("" for none)."""
+
+    engine: SearchEngine
+    url: str
+    key: str = field(repr=False)
+
+
+def chosen_engine(name: str, *, key: str | None, url: str | None) -> ChosenEngine | None:
+    """The engine that the settings choose; None for the corpus. Opens nothing.
+
     Raises ConfigurationError, which names the setting, when it is unknown or lacks its key or address.
     """
     wanted, known = name.strip().lower(), search_engines()
     if wanted in ("", CORPUS):
-        return corpus
+        return None
     engine = known.get(wanted)
     if engine is None:
         names = ", ".join([CORPUS, *sorted(known)])
         raise ConfigurationError(f"POSTHOUSE_SEARCH: {name[:80]!r} is none of {names}")
-    return WebSearch(engine, url=_checked_url(engine, url), key=_checked_key(engine, key))
+    return ChosenEngine(engine, _checked_url(engine, url), _checked_key(engine, key))
 
 
 class WebSearch:

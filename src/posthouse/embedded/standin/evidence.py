@@ -51,12 +51,14 @@ class Task:
 class Evidence:
     """What the tools were asked and what they returned since the task was given.
 
-    `hits` holds what each search found; `asked` the arguments of each call that wanted a page.
+    `hits` holds what each search found; `asked` the arguments of each call that wanted a page;
+    `search_failed` says that every search was answered with an error.
     """
 
     hits: tuple[tuple[Hit, ...], ...] = ()
     pages: tuple[ReadPage, ...] = ()
     searched: bool = False
+    search_failed: bool = False
     asked: tuple[str, ...] = ()
     failures: int = 0
 
@@ -74,15 +76,19 @@ def evidence_of(messages: tuple[Message, ...]) -> Evidence:
     """Everything that the tools brought for the task; what cannot be read is passed over."""
     since = since_task(messages)
     calls = [c for m in since if isinstance(m, AssistantMessage) for c in m.tool_calls]
-    results = [_parsed(unmarked(m.text)) for m in since if isinstance(m, ToolMessage)]
+    told = [(m.call_id, unmarked(m.text)) for m in since if isinstance(m, ToolMessage)]
+    results = [_parsed(text) for _, text in told]
     hits = [r for r in results if isinstance(r, tuple)]
     pages = {_place(r.url): r for r in reversed(results) if isinstance(r, ReadPage)}
+    searches = {call.id for call in calls if call.name == SEARCH}
+    found = [text for call_id, text in told if call_id in searches]
     return Evidence(
         hits=tuple(hits),
         pages=tuple(reversed(pages.values())),
         searched=bool(hits) or any(c.name == SEARCH for c in calls),
+        search_failed=bool(found) and all(map(_is_problem, found)),
         asked=tuple(c.arguments for c in calls if c.name == EXTRACT),
-        failures=sum(_is_problem(unmarked(m.text)) for m in since if isinstance(m, ToolMessage)),
+        failures=sum(_is_problem(text) for _, text in told),
     )
 
 

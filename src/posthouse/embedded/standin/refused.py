@@ -49,7 +49,9 @@ def misfit(error: ValidationError) -> Refused:
     if first["type"] == "missing":
         message = f"Missing required parameter: {param!r}."
         return Refused(message, code="missing_required_parameter", param=param)
-    return Refused(f"Invalid value for {param!r}: {first['msg']}.", param=param)
+    # Who sends JSON knows no tuples.
+    said = first["msg"].replace("valid tuple", "valid list").replace("Tuple should", "List should")
+    return Refused(f"Invalid value for {param!r}: {said}.", param=param)
 
 
 def parsed(body: bytes) -> object:

@@ -80,7 +80,9 @@ def _without_sources(evidence: Evidence) -> list[str]:
     if evidence.failures:
         said += f" Failed tool calls: {evidence.failures}."
     found = {hit.url: plain(hit.title) or hit.url for hits in evidence.hits for hit in hits}
-    if evidence.searched and not found:
+    if evidence.search_failed:
+        said += " The search failed."
+    elif evidence.searched and not found:
         said += " The search found nothing."
     said += " So this report cites no source."
     listed = "\n".join(f"- {title}" for title in list(found.values())[:8])
