@@ -24,8 +24,9 @@ demo: $(VENV)/.runtime ## a research run from start to end, on this machine alon
 up: $(VENV)/.runtime ## the whole service on this machine, until Ctrl-C
 	@exec $(VENV)/bin/posthouse up $(ARGS)
 
+# Two at a time: many tests wait for processes. A file's tests stay together, as they share a stack.
 test: check ## every check and every test
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev ## lint, format, types, import contracts
 	@$(VENV)/bin/ruff check --quiet .
