@@ -294,7 +294,9 @@ async def test_a_large_answer_is_not_read_to_its_end(server: Server) -> None:
 
 
 async def test_a_bomb_is_not_unpacked(server: Server) -> None:
-    server.give(gzip.compress(b" " * 200_000_000, compresslevel=1, mtime=0), 200, "Content-Encoding: gzip")
+    server.give(
+        gzip.compress(b" " * 200_000_000, compresslevel=1, mtime=0), 200, "Content-Encoding: gzip"
+    )
     async with asking(server) as search:
         tracemalloc.start()
         error = await refusal(search)
