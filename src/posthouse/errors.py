@@ -6,7 +6,8 @@ PosthouseError
 │   ├── NotFound
 │   ├── Conflict
 │   ├── IdempotencyMismatch
-│   └── PayloadTooLarge
+│   ├── PayloadTooLarge
+│   └── QueueFull
 ├── StorageUnavailable        the API answers 503; a worker waits and goes on
 ├── ConfigurationError        the operator mends a setting or a definition
 ├── ToolFailed                the model is told, and adapts
@@ -36,6 +37,7 @@ class RequestCode(StrEnum):
     CONFLICT = "conflict"
     IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
     PAYLOAD_TOO_LARGE = "payload_too_large"
+    QUEUE_FULL = "queue_full"
     UNAVAILABLE = "unavailable"
     INTERNAL = "internal"
 
@@ -51,6 +53,7 @@ class RunCode(StrEnum):
     CONTENT_REFUSED = "content_refused"
     TOOL_FAILED = "tool_failed"
     MAX_ITERATIONS = "max_iterations"
+    POISONED = "poisoned"
     LOOP_DETECTED = "loop_detected"
     FATAL = "fatal"
 
@@ -80,6 +83,7 @@ FAULTS: Mapping[RunCode, Fault] = {
     RunCode.TOOL_FAILED: _STAYS,
     RunCode.MAX_ITERATIONS: _STAYS,
     RunCode.LOOP_DETECTED: _STAYS,
+    RunCode.POISONED: _STAYS,
     RunCode.FATAL: _STAYS,
 }
 
@@ -126,6 +130,16 @@ class PayloadTooLarge(RequestError):
     """The body is above its limit."""
 
     code = RequestCode.PAYLOAD_TOO_LARGE
+
+
+class QueueFull(RequestError):
+    """No further run is taken in now; `retry_after` in seconds."""
+
+    code = RequestCode.QUEUE_FULL
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class StorageUnavailable(PosthouseError):

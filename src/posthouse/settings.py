@@ -40,6 +40,10 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(20.0, ge=0, le=3600, validation_alias="POSTHOUSE_DRAIN_SECONDS")
     max_body_bytes: int = Field(1_048_576, ge=1024, validation_alias="POSTHOUSE_MAX_BODY_BYTES")
     max_output_bytes: int = Field(1_048_576, ge=1024, validation_alias="POSTHOUSE_MAX_OUTPUT_BYTES")
+    max_queue: int = Field(10_000, ge=1, validation_alias="POSTHOUSE_MAX_QUEUE")
+    max_queue_seconds: float = Field(3600.0, gt=0, validation_alias="POSTHOUSE_MAX_QUEUE_SECONDS")
+    memory_percent: int = Field(90, ge=1, le=100, validation_alias="POSTHOUSE_MEMORY_PERCENT")
+    unsafe_redis: bool = Field(False, validation_alias="POSTHOUSE_UNSAFE_REDIS")
     max_run_steps: int = Field(10_000, ge=1, validation_alias="POSTHOUSE_MAX_RUN_STEPS")
     max_run_events: int = Field(10_000, ge=10, validation_alias="POSTHOUSE_MAX_RUN_EVENTS")
     keep_alive_seconds: float = Field(

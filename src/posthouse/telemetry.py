@@ -53,7 +53,7 @@ class Metrics:
         )
         self._statuses = Counter(
             "workflow_status_total",
-            "Runs that came to a status: pending where they are accepted, the others where they end.",
+            "Runs that came to a status, counted by the process that brought them to it.",
             ["status"],
             registry=registry,
         )
@@ -81,6 +81,10 @@ class Metrics:
         """A run reached a terminal status, so long after its start."""
         self._run_seconds.labels(workflow_type).observe(seconds)
         self._statuses.labels(status).inc()
+
+    def run_cancelled(self) -> None:
+        """Counts a run that a caller ended."""
+        self._statuses.labels("cancelled").inc()
 
     def agent_ended(self, turns: int) -> None:
         """An agent came to its end after so many turns."""

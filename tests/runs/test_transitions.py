@@ -324,18 +324,18 @@ async def test_no_lease_ends_in_the_first_lease_after_nobody_swept(redis: Redis)
     assert (await transitions.sweep(LEASE, may_end_leases=True, readable=READABLE)).lapsed == 1
 
 
-async def test_a_crash_counts_only_when_the_run_had_begun(redis: Redis) -> None:
-    transitions = Transitions(redis)
+async def test_a_crash_counts_also_when_nothing_was_heard_since_the_claim(redis: Redis) -> None:
+    transitions, journal = Transitions(redis), JournalStore(redis)
     await transitions.accept(run := acceptance())
-    claimed = await claim_one(transitions)
-    await lapse(redis, run.run_id)
-    await sweep(transitions, redis)
-    assert await redis.hget(keys.run(run.run_id), "crashes") is None
-    claimed = await claim_one(transitions, claim_id="c2")
-    await transitions.heartbeat("w1", LEASE, {}, [Lease(run.run_id, claimed.fence, claimed.seq)])
-    await lapse(redis, run.run_id)
-    await sweep(transitions, redis)
-    assert await redis.hget(keys.run(run.run_id), "crashes") == b"1"
+    for crashes in (1, 2):
+        claimed = await claim_one(transitions, claim_id=f"c{crashes}")
+        await lapse(redis, run.run_id)
+        await sweep(transitions, redis)
+        assert await redis.hget(keys.run(run.run_id), "crashes") == b"%d" % crashes
+    claimed = await claim_one(transitions, claim_id="c3")
+    assert claimed.suspect
+    await journal.commit(claimed, claimed.seq, Record("a", b'{"result":1}'))
+    assert await redis.hget(keys.run(run.run_id), "crashes") == b"0"
 
 
 async def test_lost_and_locked_queue_entries_are_written_again_but_waiting_ones_are_left(
@@ -375,7 +375,7 @@ async def test_deleting_leaves_nothing(redis: Redis) -> None:
     with pytest.raises(NotFound):
         await transitions.delete(run.run_id, "default")
     left = {key for key in await redis.keys("*") if not key.startswith(b"claims:")}
-    assert left <= {b"queue:counter", b"queue:wake"}
+    assert left <= {b"queue:counter", b"queue:wake", b"queue:drained"}
 
 
 async def test_an_ended_run_goes_when_its_time_is_over_and_not_before(redis: Redis) -> None:

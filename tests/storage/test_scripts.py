@@ -8,13 +8,13 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from posthouse.errors import OwnershipLost, StorageUnavailable
+from posthouse.errors import NotFound, OwnershipLost, StorageUnavailable
 from posthouse.events.types import Draft, MessageCompleted, RunCompleted, RunCreated, RunWaiting
 from posthouse.ids import new_run_id
 from posthouse.journal.model import Wait
 from posthouse.journal.store import JournalStore, Record
 from posthouse.llm.breaker import Breaker, BreakerPolicy, Endpoint, Gate, Sign, Standing
-from posthouse.runs.model import Status
+from posthouse.runs.model import SCHEMA_VERSION, Status
 from posthouse.runs.ownership import Claimed, Lease
 from posthouse.runs.transitions import Acceptance, Ending, Transitions
 from posthouse.storage import keys
@@ -30,19 +30,23 @@ async def test_lua_and_python_name_the_same_keys(redis: Redis) -> None:
     names = (
         "run('r')", "journal('r')", "starts('r')", "events('r')", "blob('r','d')", "blobs('r')", "waits('r')",
         "tree('r')", "prompts('r')", "idempotency('t','k')", "index('t')", "index('t','s')", "worker('w')",
-        "held('f','1')", "claims('c')", "endpoint('d')",
+        "held('f','1')", "claims('c')", "archive('r')", "lost('w')", "endpoint('d')",
     )  # fmt: skip
     prelude = source(Script.DELETE).split("\nlocal id, tenant")[0]
-    fixed = "KEY.due,KEY.queue,KEY.wake,KEY.sweep,KEY.counter"
+    fixed = "KEY.due,KEY.queue,KEY.wake,KEY.sweep,KEY.counter,KEY.drained,KEY.workers,KEY.all_held"
     listed = ",".join(f"KEY.{name}" for name in names)
     reply = await redis.eval(f"{prelude}\nreturn {{{fixed},{listed}}}", 0)
     assert [name.decode() for name in reply] == [
-        keys.DUE, keys.QUEUE, keys.WAKE, keys.SWEEP, keys.COUNTER,
+        keys.DUE, keys.QUEUE, keys.WAKE, keys.SWEEP, keys.COUNTER, keys.DRAINED, keys.WORKERS, keys.HELD,
         keys.run("r"), keys.journal("r"), keys.starts("r"), keys.events("r"), keys.blob("r", "d"), keys.blobs("r"),
         keys.waits("r"), keys.tree("r"), keys.prompts("r"), keys.idempotency("t", "k"), keys.index("t"),
         keys.index("t", "s"), keys.worker("w"), keys.held("f", "1"), keys.claims("c"),
-        keys.endpoint("d"),
+        keys.archive("r"), keys.lost("w"), keys.endpoint("d"),
     ]  # fmt: skip
+
+
+def test_lua_and_python_know_the_same_form_of_a_record() -> None:
+    assert f"\nlocal SCHEMA = {SCHEMA_VERSION}\n" in source(Script.SWEEP)
 
 
 async def test_a_server_that_forgot_the_scripts_is_told_them_again(redis: Redis) -> None:
@@ -116,7 +120,7 @@ async def again(call: Callable[[], Awaitable[Any]]) -> Any:
     """The call, made once more when it failed, as its caller does."""
     try:
         return await call()
-    except ResponseError:
+    except (ResponseError, NotFound):  # a record that cannot be read is none
         return await call()
 
 
@@ -149,10 +153,14 @@ class Fleet:
         pytest.fail("the run is in the queue no more")
 
     async def live(self) -> str:
-        """Accept, two steps, a nap, a release, the end; whatever loses its ownership claims again."""
+        """Accept, a step, a nap, a release, a suspect's crash, cancel and retry, the end.
+
+        Whatever loses its ownership claims again.
+        """
         run = acceptance(key="k")
         await again(lambda: self.transitions.accept(run))
-        for part in (self.first_part, self.second_part, self.last_part):
+        parts = (self.first_part, self.second_part, self.third_part, self.last_part)
+        for part in parts:
             for _ in range(4):
                 claimed = await self.claim()
                 try:
@@ -185,11 +193,17 @@ class Fleet:
             raise OwnershipLost
         await again(lambda: self.transitions.release(run, run.seq))
 
+    async def third_part(self, run: Claimed) -> None:
+        await again(lambda: self.transitions.crash(run))
+        await again(lambda: self.transitions.cancel(run.run_id, "default"))
+        seen = int(await self.redis.hget(keys.run(run.run_id), "seq"))
+        await again(lambda: self.transitions.retry(run.run_id, "default", seen, ["b"]))
+
     async def last_part(self, run: Claimed) -> None:
         await again(lambda: self.transitions.finish(run, run.seq, DONE))
 
 
-NOT_OF_A_LIFE = (Script.DELETE, Script.ADMIT, Script.REPORT)
+NOT_OF_A_LIFE = (Script.DELETE, Script.ADMIT, Script.REPORT, Script.DOCTOR)
 
 
 @pytest.mark.guarantee("G1")
@@ -209,6 +223,8 @@ async def test_a_failed_call_inside_a_script_loses_no_run(script: Script, redis:
         assert status == b"completed", where
         assert seqs == list(range(1, len(seqs) + 1)), where
         assert len(ends) == 1, where
+        kinds = [fields[b"type"] for _, fields in entries]
+        assert (kinds.count(b"run.cancelled"), kinds.count(b"run.retried")) == (1, 1), where
         assert len(waits) == 1, where
         assert await redis.hexists(keys.journal(run_id), "a"), where
         await fleet.sweep()

@@ -9,15 +9,30 @@ from pydantic import TypeAdapter
 from posthouse.agents.assignment import Assignment, shown_name
 from posthouse.agents.decide import MAX_CALLS
 from posthouse.errors import OwnershipLost
-from posthouse.events.types import Draft, SourceFound, ToolCompleted, ToolFailed, head
-from posthouse.journal.model import Done, Opening, Parked, Step, Usage
+from posthouse.events.types import (
+    Draft,
+    SourceFound,
+    ToolCompleted,
+    ToolFailed,
+    ToolInDoubt,
+    head,
+)
+from posthouse.journal.model import Done, Intent, Opening, Parked, Step, Usage
 from posthouse.llm.messages import ToolCall
 from posthouse.telemetry import UNKNOWN_TOOL, Metrics
 from posthouse.tools.answer import failed
-from posthouse.tools.model import Resources, Tool, ToolAnswer, ToolContext
+from posthouse.tools.model import (
+    Effect,
+    InDoubt,
+    Resources,
+    Tool,
+    ToolAnswer,
+    ToolContext,
+)
 
 ANSWER: TypeAdapter[ToolAnswer] = TypeAdapter(ToolAnswer)
 
+Instead: TypeAlias = Callable[[], Awaitable[Done[ToolAnswer]]]
 Opens: TypeAlias = Callable[[Sequence[ToolAnswer]], tuple[Opening, ...]]
 
 
@@ -44,15 +59,26 @@ class ToolCalls:
         async def work() -> Done[ToolAnswer]:
             started = job.now()
             answer = await self._answer(job, key, call)
-            duration_ms = round((job.now() - started) * 1000)
+            return await done(answer, round((job.now() - started) * 1000))
+
+        async def instead() -> Done[ToolAnswer]:
+            return await done(in_doubt(), 0)
+
+        async def done(answer: ToolAnswer, duration_ms: int) -> Done[ToolAnswer]:
             if answer.problem is not None:
                 self._metrics.tool_failed(self._label(job, call), answer.problem.error)
             opens = await finish.opens(call.id, answer)
             events = _events(job, key, call, answer, duration_ms)
             return Done(answer, Usage(tool_calls=1), events, opens)
 
-        opening = job.call_opening(turn, call)
-        step = Step(key=key, work=work, result=ANSWER, agent=job.name, opening=opening)
+        step = Step(
+            key=key,
+            work=work,
+            result=ANSWER,
+            agent=job.name,
+            opening=job.call_opening(turn, call),
+            intent=self._intent(job, key, call, instead),
+        )
         try:
             answer = await job.steps.run(step)
         except BaseException:
@@ -62,7 +88,7 @@ class ToolCalls:
         return answer
 
     async def _answer(self, job: Assignment, key: str, call: ToolCall) -> ToolAnswer:
-        tool = self._tools.get(call.name) if call.name in job.agent.spec.tools else None
+        tool = self._tool(job, call)
         if tool is None:
             known = ", ".join(job.agent.spec.tools) or "none"
             message = f"There is no tool named {shown_name(call)!r}. The tools are: {known}."
@@ -79,9 +105,30 @@ class ToolCalls:
         except TimeoutError:
             return failed("timeout", "Your time was up before the tool had answered.")
 
+    def _tool(self, job: Assignment, call: ToolCall) -> Tool | None:
+        return self._tools.get(call.name) if call.name in job.agent.spec.tools else None
+
+    def _intent(
+        self, job: Assignment, key: str, call: ToolCall, instead: Instead
+    ) -> Intent[ToolAnswer] | None:
+        tool = self._tool(job, call)
+        if tool is None or tool.effect is not Effect.WRITE:
+            return None
+        doubt = job.draft(ToolInDoubt(tool=shown_name(call), call_id=call.id), key)
+        return Intent(doubt, instead if tool.in_doubt is InDoubt.FAIL else None)
+
     def _label(self, job: Assignment, call: ToolCall) -> str:
         known = call.name in job.agent.spec.tools and call.name in self._tools
         return call.name if known else UNKNOWN_TOOL
+
+
+def in_doubt() -> ToolAnswer:
+    """The answer to a writing call that a crash cut and that is not made again."""
+    message = (
+        "It is not known whether this call took effect: what made it ended before the answer came. "
+        "It was not made again. Find out before you ask for it once more."
+    )
+    return _not_made(failed("in_doubt", message))
 
 
 def too_many() -> ToolAnswer:

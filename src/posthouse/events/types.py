@@ -41,7 +41,7 @@ class RunStarted(Fact):
 
 
 class RunResumed(Fact):
-    """A worker claimed the run again; `reason` is crash, drain, timer, model or lost."""
+    """A worker claimed the run again; `reason` is crash, drain, timer, model, retry or lost."""
 
     type: Literal["run.resumed"] = "run.resumed"
     worker: str
@@ -53,6 +53,13 @@ class RunWaiting(Fact):
 
     type: Literal["run.waiting"] = "run.waiting"
     wait_reason: str
+
+
+class RunRetried(Fact):
+    """An ended run is pending again; `steps` are set aside and done anew."""
+
+    type: Literal["run.retried"] = "run.retried"
+    steps: int
 
 
 class RunCompleted(Fact):
@@ -159,6 +166,14 @@ class ToolFailed(Fact):
     retryable: bool
 
 
+class ToolInDoubt(Fact):
+    """A call that changes the world was begun, and nobody knows whether it took effect."""
+
+    type: Literal["tool.in_doubt"] = "tool.in_doubt"
+    tool: str
+    call_id: str
+
+
 class ModelRetrying(Fact):
     """A model request failed in a passing way and will be sent again after `delay_ms`."""
 
@@ -189,6 +204,7 @@ Event = Annotated[
     | RunStarted
     | RunResumed
     | RunWaiting
+    | RunRetried
     | RunCompleted
     | RunIncomplete
     | RunFailed
@@ -201,6 +217,7 @@ Event = Annotated[
     | ToolStarted
     | ToolCompleted
     | ToolFailed
+    | ToolInDoubt
     | ModelRetrying
     | StallDetected
     | SourceFound,

@@ -50,13 +50,17 @@ class StepError(BaseModel):
 
 
 class Outcome(BaseModel):
-    """What the journal holds under a step key. seq, epoch and time (ms) are put in front by the script."""
+    """What the journal holds under a step key. seq, epoch, time (ms) and ordinal are put in front by the script.
+
+    Steps without events share a seq; then the ordinal says which was committed first.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     seq: int
     epoch: int
     time: int
+    ordinal: int = 0
     digest: str = ""
     duration_ms: int = 0
     agent: str = ""
@@ -100,6 +104,18 @@ class Done(Generic[T]):
 
 
 @dataclass(frozen=True)
+class Intent(Generic[T]):
+    """That a step changes the world: it is written down before the work begins.
+
+    When a crash left it without an outcome, `doubt` is announced; then `instead` says what the step came to, or,
+    when it is None, the work is done once more.
+    """
+
+    doubt: Draft
+    instead: Callable[[], Awaitable[Done[T]]] | None = None
+
+
+@dataclass(frozen=True)
 class Step(Generic[T]):
     """One unit of work: it runs once, is committed, and is never run again.
 
@@ -113,6 +129,7 @@ class Step(Generic[T]):
     digest: str = ""
     agent: str = ""
     opening: Opening | None = None
+    intent: Intent[T] | None = None
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,17 @@ from posthouse.storage.connect import available
 from posthouse.storage.scripts import Script, Scripts, rows
 
 BLOB_LIMIT = 64 * 1024
+INTENT = "intent:"
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """The journal as it stood: outcomes by step key, and the epoch in which each open step was last started."""
+    """The journal as it stood: outcomes by step key, the epoch in which each open step was last started, and the
+    steps whose effect was begun."""
 
     outcomes: dict[str, Outcome]
     starts: dict[str, int]
+    intents: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,12 @@ class JournalStore:
         for key, outcome in outcomes.items():
             if outcome.blob is not None:
                 outcomes[key] = await self._whole(run_id, outcome, outcome.blob)
-        return Loaded(outcomes, {key.decode(): int(epoch) for key, epoch in starts.items()})
+        opened = {key.decode(): value for key, value in starts.items()}
+        return Loaded(
+            outcomes,
+            {key: int(epoch) for key, epoch in opened.items() if not key.startswith(INTENT)},
+            frozenset(key.removeprefix(INTENT) for key in opened if key.startswith(INTENT)),
+        )
 
     async def _whole(self, run_id: str, outcome: Outcome, digest: str) -> Outcome:
         with available():
@@ -75,14 +83,19 @@ class JournalStore:
         steps: Sequence[str] = (),
         events: Sequence[Draft] = (),
         pins: Sequence[Prompt] = (),
+        intents: Sequence[Draft] = (),
     ) -> tuple[int, list[Prompt]]:
-        """Announces that steps begin, and pins prompts; answers with the seq and what the tree is pinned to."""
+        """Announces that steps begin, and pins prompts; answers with the seq and what the tree is pinned to.
+
+        An intent is the event that will say of its step that the effect is in doubt; a commit of the step removes it.
+        """
         verdict, seq, *pinned = await self._scripts.call(
             Script.START,
             *(run.run_id, run.fence, told),
             *rows([(pin.name, f"{pin.version}\n{pin.text}") for pin in pins]),
             *rows([draft.fields() for draft in events]),
             *rows([(key,) for key in steps]),
+            *rows([(draft.step, draft.agent, draft.event.data_json()) for draft in intents]),
         )
         if verdict != b"started":
             raise OwnershipLost(run.run_id)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, computed_field
 from posthouse.errors import Fault
 
 SCHEMA_VERSION = 1
+NEWER = "the run was written by a newer posthouse than this one"
 SCHEMA_VERSIONS = {1: "the first: record, journal, event log, waits and starts"}
 
 
@@ -59,7 +60,10 @@ class UsageTotals(BaseModel):
 
 
 class RunRecord(BaseModel):
-    """A run as it stands in Redis. Times in milliseconds since 1970 by Redis' clock."""
+    """A run as it stands in Redis. Times in milliseconds since 1970 by Redis' clock.
+
+    `not_before` is 0 when it may begin at once, `timeout` (milliseconds from its start) is 0 for none.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -78,6 +82,10 @@ class RunRecord(BaseModel):
     dispatch: int
     owner: str | None = None
     usage: UsageTotals = UsageTotals()
+    band: int = 5
+    not_before: int = 0
+    timeout: int = 0
+    retries: int = 0
     root: str
     parent: str | None = None
     created_at: int
@@ -90,13 +98,18 @@ class RunRecord(BaseModel):
         """Whether the run has ended."""
         return self.status in TERMINAL
 
+    @property
+    def priority(self) -> int:
+        """As its caller gave it: 9 begins first, 1 last."""
+        return 10 - self.band
+
 
 _JSON = frozenset({"input", "output", "error", "metadata"})
 _USAGE = tuple(UsageTotals.model_fields)
 FIELDS = (
     "tenant", "workflow", "version", "status", "input", "output", "error", "metadata", "wait_reason",
     "epoch", "seq", "dispatch", "owner", "root", "parent", "created_at", "updated_at", "started_at",
-    "ended_at", *_USAGE,
+    "ended_at", "band", "not_before", "timeout", "retries", *_USAGE,
 )  # fmt: skip
 SUMMARY_FIELDS = tuple(name for name in FIELDS if name not in {"input", "output"})
 

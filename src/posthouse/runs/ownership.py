@@ -27,8 +27,14 @@ class Claimed:
     queued_at: int
     started_at: int
     looks: int
+    crashes: int
     claimed_at: int
     down_since: int
+
+    @property
+    def suspect(self) -> bool:
+        """Whether its last owners died one after another without a step; it must work alone."""
+        return self.crashes >= SUSPECT_AFTER
 
     @property
     def fence(self) -> str:
@@ -39,7 +45,7 @@ class Claimed:
 def claimed_from(claim_id: str, row: list[Any]) -> Claimed:
     """The claim from a row of the script's reply."""
     run_id, epoch, dispatch, seq, signals, workflow, version, given, root, tenant, *rest = row
-    steps, reason, queued_at, started_at, looks, claimed_at, down_since = rest
+    steps, reason, queued_at, started_at, looks, crashes, claimed_at, down_since = rest
     return Claimed(
         run_id=run_id.decode(),
         claim_id=claim_id,
@@ -57,9 +63,14 @@ def claimed_from(claim_id: str, row: list[Any]) -> Claimed:
         queued_at=int(queued_at),
         started_at=int(started_at),
         looks=int(looks),
+        crashes=int(crashes),
         claimed_at=int(claimed_at),
         down_since=int(down_since),
     )
+
+
+SUSPECT_AFTER = 2
+POISONED_AFTER = 3
 
 
 @dataclass(frozen=True)

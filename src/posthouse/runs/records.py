@@ -5,9 +5,17 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
-from posthouse.errors import NotFound
+from posthouse.errors import NotFound, StorageUnavailable
 from posthouse.ids import is_ulid
-from posthouse.runs.model import FIELDS, SUMMARY_FIELDS, RunRecord, Status, record_from
+from posthouse.runs.model import (
+    FIELDS,
+    NEWER,
+    SCHEMA_VERSION,
+    SUMMARY_FIELDS,
+    RunRecord,
+    Status,
+    record_from,
+)
 from posthouse.storage import keys
 from posthouse.storage.connect import available
 
@@ -41,14 +49,16 @@ class Records:
         self._redis = redis
 
     async def get(self, run_id: str, tenant: str) -> RunRecord:
-        """The record. Raises NotFound, also for another tenant's run."""
+        """The record. Raises NotFound, also for another tenant's run; StorageUnavailable for one it cannot read."""
         if is_ulid(run_id):
             with available():
-                values = await self._redis.hmget(  # type: ignore[misc]
-                    keys.run(run_id), list(FIELDS)
+                form, *values = await self._redis.hmget(  # type: ignore[misc]
+                    keys.run(run_id), ["v", *FIELDS]
                 )
             fields = dict(zip(FIELDS, values, strict=True))
             if fields["status"] and fields["tenant"] == tenant.encode():
+                if _is_newer(form):
+                    raise StorageUnavailable(NEWER)
                 return record_from(run_id, fields)
         raise NotFound(f"there is no run {run_id[:64]}")
 
@@ -69,6 +79,17 @@ class Records:
             cursor = run_ids[-1]
         return Listing(tuple(found), cursor)
 
+    async def dead(self, tenant: str, limit: int, cursor: str | None) -> Listing:
+        """The tenant's runs that were given up, newest first."""
+        newest = "+" if cursor is None else f"({cursor}"
+        with available():
+            ids = await self._redis.zrevrangebylex(
+                keys.index(tenant, "dead"), newest, "-", 0, limit
+            )
+        run_ids = [run_id.decode() for run_id in ids]
+        records = await self._summaries(run_ids)
+        return Listing(tuple(records), run_ids[-1] if len(run_ids) == limit else None)
+
     async def _ids(self, wanted: Wanted, cursor: str | None) -> list[str]:
         key = keys.index(wanted.tenant, wanted.status)
         newest = "+" if cursor is None else f"({cursor}"
@@ -77,20 +98,25 @@ class Records:
         return [member.decode() for member in members]
 
     async def _summaries(self, run_ids: Sequence[str]) -> list[RunRecord]:
-        """Those that are still there; an index entry can outlive its run for a moment."""
+        """Those that are still there and can be read; an index entry can outlive its run for a moment."""
         if not run_ids:
             return []
         with available():
             pipe = self._redis.pipeline(transaction=False)
             for run_id in run_ids:
-                pipe.hmget(keys.run(run_id), list(SUMMARY_FIELDS))
+                pipe.hmget(keys.run(run_id), ["v", *SUMMARY_FIELDS])
             rows = await pipe.execute()
         records = []
-        for run_id, values in zip(run_ids, rows, strict=True):
+        for run_id, (form, *values) in zip(run_ids, rows, strict=True):
             fields = dict(zip(SUMMARY_FIELDS, values, strict=True))
-            if fields["status"]:
+            if fields["status"] and not _is_newer(form):
                 records.append(record_from(run_id, fields, "summary"))
         return records
+
+
+def _is_newer(form: bytes | None) -> bool:
+    """Whether a later version of posthouse wrote it, during a deploy."""
+    return int(form or 0) > SCHEMA_VERSION
 
 
 def _matches(record: RunRecord, wanted: Wanted) -> bool:

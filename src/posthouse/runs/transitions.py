@@ -8,12 +8,24 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
-from posthouse.errors import Conflict, IdempotencyMismatch, NotFound, OwnershipLost
-from posthouse.events.types import Draft
-from posthouse.runs.model import SCHEMA_VERSION, Status
-from posthouse.runs.ownership import Claimed, Lease, Swept, claimed_from
+from posthouse.errors import (
+    Conflict,
+    IdempotencyMismatch,
+    NotFound,
+    OwnershipLost,
+    QueueFull,
+    StorageUnavailable,
+)
+from posthouse.events.types import Draft, RunCancelled, RunRetried
+from posthouse.runs.model import NEWER, SCHEMA_VERSION, Status
+from posthouse.runs.ownership import POISONED_AFTER, Claimed, Lease, Swept, claimed_from
 from posthouse.storage.scripts import Script, Scripts, rows
 
+_FULL = {
+    b"depth": "too many runs wait to begin; try again later",
+    b"age": "runs wait too long to begin; try again later",
+    b"memory": "Redis is nearly full; try again later",
+}
 CLAIM_LIMIT = 32
 HEARTBEAT_LIMIT = 200
 SWEEP_LIMIT = 100
@@ -21,7 +33,10 @@ SWEEP_LIMIT = 100
 
 @dataclass(frozen=True)
 class Acceptance:
-    """A run that is to be accepted. `input` and `metadata` are JSON text; ttl counts from the end."""
+    """A run that is to be accepted. `input` and `metadata` are JSON text; ttl counts from the end.
+
+    Band 1 to 9, lower first. `not_before_ms` by Redis' clock, 0 for now; `timeout_ms` from its start, 0 for none.
+    """
 
     run_id: str
     tenant: str
@@ -35,6 +50,17 @@ class Acceptance:
     idempotency_key: str = ""
     fingerprint: str = ""
     idempotency_ttl_ms: int = 86_400_000
+    not_before_ms: int = 0
+    timeout_ms: int = 0
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What a fleet takes in: runs that wait to begin, how long the first of them may wait, how full Redis may be."""
+
+    depth: int = 10_000
+    age_ms: int = 3_600_000
+    memory_percent: int = 90
 
 
 @dataclass(frozen=True)
@@ -59,11 +85,15 @@ class Ending:
 class Transitions:
     """The transitions of runs on one Redis client; `scripts` when they are run in another way than usual."""
 
-    def __init__(self, redis: Redis, scripts: Scripts | None = None) -> None:
+    def __init__(
+        self, redis: Redis, scripts: Scripts | None = None, admission: Admission | None = None
+    ) -> None:
         self._scripts = scripts or Scripts(redis)
+        self._admission = admission or Admission()
 
     async def accept(self, run: Acceptance) -> Accepted:
-        """Writes record, first event and queue entry at once. Raises IdempotencyMismatch."""
+        """Writes record, first event and queue entry at once. Raises IdempotencyMismatch, QueueFull."""
+        admission = self._admission
         verdict, run_id, created_at = await self._scripts.call(
             Script.ACCEPT,
             *(
@@ -77,7 +107,11 @@ class Transitions:
             ),
             *(run.band, run.ttl_ms, *run.created.fields()),
             *(run.idempotency_key, run.fingerprint, run.idempotency_ttl_ms),
+            *(run.not_before_ms, run.timeout_ms),
+            *(admission.depth, admission.age_ms, admission.memory_percent),
         )
+        if verdict == b"full":
+            raise QueueFull(_FULL[run_id], retry_after=int(created_at))
         if verdict == b"mismatch":
             raise IdempotencyMismatch("this Idempotency-Key was used before with another request")
         return Accepted(run_id.decode(), int(created_at), replayed=verdict == b"replayed")
@@ -133,6 +167,58 @@ class Transitions:
         if verdict != b"finished":
             raise OwnershipLost(run.run_id)
 
+    async def cancel(self, run_id: str, tenant: str) -> None:
+        """Ends the run at once, whoever works on it; its worker is told. Raises NotFound, Conflict: it has ended."""
+        verdict, status = await self._scripts.call(
+            Script.CANCEL, run_id, tenant, *Draft(event=RunCancelled()).fields()
+        )
+        match verdict:
+            case b"cancelled":
+                return
+            case b"missing":
+                raise NotFound(f"there is no run {run_id}")
+            case b"newer":
+                raise StorageUnavailable(NEWER)
+            case _:
+                raise Conflict(f"the run has ended: it is {status.decode()}")
+
+    async def crash(self, run: Claimed) -> bool:
+        """The process that worked on a suspect is dead: the run is tried again, or has its end now (true).
+
+        Raises OwnershipLost.
+        """
+        [verdict] = await self._scripts.call(Script.CRASH, run.run_id, run.fence, POISONED_AFTER)
+        if verdict not in (b"crashed", b"poisoned"):
+            raise OwnershipLost(run.run_id)
+        return bool(verdict == b"poisoned")
+
+    async def retry(self, run_id: str, tenant: str, seen: int, again: Sequence[str]) -> None:
+        """Makes an ended run pending again; the steps in `again` are set aside and done anew, the others stay.
+
+        `seen` is the seq of the record by which they were chosen. A run that a retry has made live stays as it is.
+        Raises NotFound; Conflict for a child, a completed or a live run, or one that changed since.
+        """
+        verdict, status = await self._scripts.call(
+            Script.RETRY,
+            *(run_id, tenant, seen, *Draft(event=RunRetried(steps=len(again))).fields()),
+            *rows([(key,) for key in again]),
+        )
+        match verdict:
+            case b"retried":
+                return
+            case b"missing":
+                raise NotFound(f"there is no run {run_id}")
+            case b"newer":
+                raise StorageUnavailable(NEWER)
+            case b"child":
+                raise Conflict("a child run is retried with its root; retry the root")
+            case b"live":
+                raise Conflict(f"the run has not ended: it is {status.decode()}")
+            case b"completed":
+                raise Conflict("the run has completed; there is nothing to try again")
+            case _:
+                raise Conflict("the run changed at the same moment; look at it again")
+
     async def delete(self, run_id: str, tenant: str) -> None:
         """Removes an ended root with its whole tree. Raises NotFound, or Conflict while it lives or for a child."""
         [verdict] = await self._scripts.call(Script.DELETE, run_id, tenant)
@@ -141,6 +227,8 @@ class Transitions:
                 return
             case b"missing":
                 raise NotFound(f"there is no run {run_id}")
+            case b"newer":
+                raise StorageUnavailable(NEWER)
             case b"child":
                 raise Conflict("a child run goes with its root; delete the root")
             case _:

@@ -5,6 +5,9 @@ QUEUE = "arq:queue"
 WAKE = "queue:wake"
 SWEEP = "sweep"
 COUNTER = "queue:counter"
+DRAINED = "queue:drained"
+WORKERS = "workers"
+HELD = "held"
 
 ARQ_PREFIXES = ("arq:job:", "arq:in-progress:", "arq:retry:")
 
@@ -20,7 +23,7 @@ def journal(run_id: str) -> str:
 
 
 def starts(run_id: str) -> str:
-    """Hash: step key -> epoch in which it was last started and not yet committed."""
+    """Hash: step key -> epoch in which it was started and not yet committed; `intent:<step key>` -> effect begun."""
     return f"run:{run_id}:starts"
 
 
@@ -44,6 +47,11 @@ def waits(run_id: str) -> str:
     return f"run:{run_id}:waits"
 
 
+def archive(run_id: str) -> str:
+    """Hash: number of the retry and step key -> the outcome that the retry set aside."""
+    return f"run:{run_id}:archive"
+
+
 def tree(root_id: str) -> str:
     """Set: ids of all descendants of a root."""
     return f"run:{root_id}:tree"
@@ -60,13 +68,18 @@ def idempotency(tenant: str, key: str) -> str:
 
 
 def index(tenant: str, status: str | None = None) -> str:
-    """Zset of run ids, score 0, so ordered by ULID: all of a tenant, or those of one status."""
+    """Zset of run ids, score 0, so ordered by ULID: all of a tenant, those of one status, or the `dead` ones."""
     return f"index:{tenant}" if status is None else f"index:{tenant}:{status}"
 
 
 def worker(worker_id: str) -> str:
     """Hash with a TTL: a worker's health."""
     return f"worker:{worker_id}"
+
+
+def lost(worker_id: str) -> str:
+    """Channel: runs, with their fences, that this worker owns no more."""
+    return f"worker:{worker_id}:lost"
 
 
 def held(workflow: str, version: str) -> str:

@@ -25,20 +25,27 @@ class Script(StrEnum):
     PARK = "park"
     RELEASE = "release"
     FINISH = "finish"
+    CANCEL = "cancel"
+    CRASH = "crash"
+    RETRY = "retry"
     DELETE = "delete"
     SWEEP = "sweep"
+    DOCTOR = "doctor"
     ADMIT = "admit"
     REPORT = "report"
+
+
+TAKES_IN = (Script.ACCEPT, Script.RETRY)
 
 
 def source(script: Script) -> str:
     """The whole text that Redis runs: flags, prelude and the script's own file.
 
-    Only accept is refused when memory is full; whatever carries work on or ends it must pass, or a full
+    Only what takes work in is refused when memory is full; whatever carries work on or ends it must pass, or a full
     Redis could never empty itself.
     """
     folder = resources.files("posthouse.storage") / "lua"
-    flags = "#!lua" if script is Script.ACCEPT else "#!lua flags=allow-oom"
+    flags = "#!lua" if script in TAKES_IN else "#!lua flags=allow-oom"
     prelude = (folder / "prelude.lua").read_text()
     return f"{flags}\n{prelude}\n{(folder / f'{script}.lua').read_text()}"
 

@@ -16,7 +16,7 @@ from posthouse.registry import checked_name
 from posthouse.tools.answer import answered, failed, failed_by
 from posthouse.tools.arguments import Arguments, ArgumentsRefused, Function, arguments_of
 from posthouse.tools.attempts import with_retries
-from posthouse.tools.model import Effect, Tool, ToolAnswer, ToolContext
+from posthouse.tools.model import Effect, InDoubt, Tool, ToolAnswer, ToolContext
 
 MIN_RESULT_BYTES = 100
 
@@ -36,6 +36,7 @@ def tool(
     trusted: bool = False,
     retries: int = 0,
     concurrency: int | None = None,
+    in_doubt: InDoubt = InDoubt.FAIL,
 ) -> Callable[[Function], Tool]: ...
 
 
@@ -49,16 +50,20 @@ def tool(
     trusted: bool = False,
     retries: int = 0,
     concurrency: int | None = None,
+    in_doubt: InDoubt = InDoubt.FAIL,
 ) -> Tool | Callable[[Function], Tool]:
     """Makes a Tool of a typed async function; its docstring tells the model what everything is for.
 
     A first parameter annotated ToolContext gets the call's context and is not shown to the model.
     Unless it is `trusted`, its text is marked as data from outside. A call that failed in a passing
     way is made up to `retries` times more, each try with the whole `timeout_seconds`; `concurrency`
-    calls may run at the same time in one worker process.
+    calls may run at the same time in one worker process. When a crash cut a call that writes,
+    `in_doubt` says whether it is made again (its idempotency key stays the same) or answered as a failure.
     Raises ConfigurationError when the function cannot be offered to a model.
     """
-    terms = _Terms(effect, timeout_seconds, max_result_bytes, trusted, retries, concurrency)
+    terms = _Terms(
+        effect, timeout_seconds, max_result_bytes, trusted, retries, concurrency, in_doubt
+    )
     return terms.tool_of if function is None else terms.tool_of(function)
 
 
@@ -72,6 +77,7 @@ class _Terms:
     trusted: bool
     retries: int
     concurrency: int | None
+    in_doubt: InDoubt
 
     def tool_of(self, function: Function) -> Tool:
         name = _checked_name(function)
@@ -88,6 +94,7 @@ class _Terms:
             self.max_result_bytes,
             body.call,
             self.concurrency,
+            self.in_doubt,
         )
 
     def _wrong(self) -> Iterator[str]:
@@ -134,6 +141,8 @@ class _Body:
             return failed_by(error)
         except TimeoutError:
             after = f" after {self.terms.timeout_seconds:g} s" if limits.expired() else ""
+            if self.terms.effect is Effect.WRITE:
+                return failed("timeout", f"the tool timed out{after}; it may have taken effect")
             return failed("timeout", f"the tool timed out{after}", retryable=True)
         except Exception:
             log.exception("tool_call_broke", tool=self.name)

@@ -18,6 +18,13 @@ class Effect(StrEnum):
     WRITE = "write"
 
 
+class InDoubt(StrEnum):
+    """What becomes of a writing call that a crash cut, when nobody knows whether it took effect."""
+
+    FAIL = "fail"
+    REPEAT = "repeat"
+
+
 class Source(BaseModel):
     """A document that a tool really read."""
 
@@ -121,6 +128,7 @@ class Tool:
     max_result_bytes: int
     call: Callable[[ToolContext, str], Awaitable[ToolAnswer]]
     concurrency: int | None = None
+    in_doubt: InDoubt = InDoubt.FAIL
 
     @property
     def name(self) -> str:

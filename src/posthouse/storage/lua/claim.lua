@@ -1,6 +1,6 @@
 -- ARGV worker, claim id, lease ms, limit, highest readable v, job ('' = from the queue), readable (name:version ...)
 -- -> rows: run, epoch, dispatch, seq, signals, workflow, version, input, root, tenant, journalled steps, reason,
---    queued since, started_at, looks, now, since when it has waited for the model
+--    queued since, started_at, looks, crashes, now, since when it has waited for the model
 local worker, claim, lease, limit, highest, only = take(), take(), take_number(), take_number(), take_number(), take()
 local readable = {}
 for _, row in ipairs(take_rows(1)) do readable[row[1]] = true end
@@ -10,18 +10,19 @@ local function row_of(run, reason)
   local extra = redis.call('HMGET', KEY.run(run.id), 'input', 'updated_at', 'started_at', 'looks', 'down_since')
   return { run.id, int(run.epoch), int(run.dispatch), int(run.seq), int(run.signals), run.workflow, run.version,
     extra[1] or 'null', run.root, run.tenant, int(redis.call('HLEN', KEY.journal(run.id))), reason,
-    extra[2] or '0', extra[3] or '0', extra[4] or '0', int(now), int(number(extra[5])) }
+    extra[2] or '0', extra[3] or '0', extra[4] or '0', int(run.crashes), int(now), int(number(extra[5])) }
 end
 
 local function own(run, job)
   local first = run.status == 'pending' and run.epoch == 0
-  local reason = first and 'accepted' or run.wake_reason
-  redis.call('ZADD', KEY.due, int(now + lease), run.id)
+  local reason = run.wake_reason
+  if run.timeout > 0 and run.deadline == 0 then run.deadline = now + run.timeout end
+  look_again(run, now + lease)
   run.epoch = run.epoch + 1
   run.claim = claim
   if run.status ~= 'running' then redis.call('ZADD', KEY.index(run.tenant, 'running'), 0, run.id) end
   redis.call('HSET', KEY.run(run.id), 'status', 'running', 'epoch', int(run.epoch), 'claim', claim, 'owner', worker,
-    'lease', int(now + lease), 'begun', '', 'wait_reason', '')
+    'lease', int(now + lease), 'wait_reason', '', 'deadline', int(run.deadline))
   redis.call('HSETNX', KEY.run(run.id), 'started_at', int(now))
   if first then
     emit(run, 'run.started', '', '', '{"worker":"' .. worker .. '"}')
@@ -46,6 +47,7 @@ local function consider(job)
     return nil
   end
   if run.v > highest or not readable[run.workflow .. ':' .. run.version] then
+    redis.call('SADD', KEY.all_held, KEY.held(run.workflow, run.version))
     redis.call('ZADD', KEY.held(run.workflow, run.version), redis.call('ZSCORE', KEY.queue, job) or '1', job)
     redis.call('ZREM', KEY.queue, job)
     return nil
@@ -77,5 +79,15 @@ else
   end
   if redis.call('ZCARD', KEY.queue) > 0 then wake() end
 end
-if #rows > 0 then redis.call('PEXPIRE', KEY.claims(claim), int(lease)) end
+if #rows > 0 then
+  redis.call('PEXPIRE', KEY.claims(claim), int(lease))
+  -- How fast runs are taken, for whoever is told to come back later.
+  local drained = redis.call('HMGET', KEY.drained, 'since', 'count')
+  if now - number(drained[1]) > 10000 then
+    redis.call('HSET', KEY.drained, 'since', int(now), 'count', '0', 'former_count', int(number(drained[2]) + #rows),
+      'former_ms', int(drained[1] and now - number(drained[1]) or 10000))
+  else
+    redis.call('HINCRBY', KEY.drained, 'count', #rows)
+  end
+end
 return rows

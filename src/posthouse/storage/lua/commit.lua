@@ -12,12 +12,12 @@ if digest ~= '' then
   redis.call('SET', KEY.blob(id, digest), blob)
 end
 redis.call('HSET', KEY.journal(id), step, '{"seq":' .. int(run.seq) .. ',"epoch":' .. int(run.epoch) ..
-  ',"time":' .. int(now) .. ',' .. outcome)
+  ',"time":' .. int(now) .. ',"ordinal":' .. int(redis.call('HLEN', KEY.journal(id))) .. ',' .. outcome)
 emit_rows(run, events)
-redis.call('HSET', KEY.run(id), 'seq', int(run.seq), 'crashes', '0', 'looks', '0', 'begun', '1',
+redis.call('HSET', KEY.run(id), 'seq', int(run.seq), 'crashes', '0', 'looks', '0',
   'down_since', '', 'updated_at', int(now))
 for _, row in ipairs(usage) do redis.call('HINCRBY', KEY.run(id), row[1], row[2]) end
 for _, row in ipairs(opens) do redis.call('HSET', KEY.starts(id), row[1], int(run.epoch)) end
-redis.call('HDEL', KEY.starts(id), step)
+redis.call('HDEL', KEY.starts(id), step, 'intent:' .. step)
 publish(run)
 return { 'committed', int(run.seq) }

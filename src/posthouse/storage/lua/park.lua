@@ -15,7 +15,8 @@ for _, row in ipairs(waits) do
   row.till = till
   if till > 0 and (not earliest or till < earliest) then earliest = till end
 end
-if earliest then redis.call('ZADD', KEY.due, int(earliest), id) end
+if not earliest and run.deadline > 0 then earliest = run.deadline end
+if earliest then look_again(run, earliest) end
 for _, row in ipairs(waits) do
   redis.call(row[2] == 'model' and 'HSET' or 'HSETNX', KEY.waits(id), row[1], int(row.till) .. '|' .. row[2] .. '|' .. row[4])
 end

@@ -8,7 +8,8 @@ local function number(text) return tonumber(text or '0') or 0 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local KEY = { due = 'due', queue = 'arq:queue', wake = 'queue:wake', counter = 'queue:counter', sweep = 'sweep' }
+local KEY = { due = 'due', queue = 'arq:queue', wake = 'queue:wake', counter = 'queue:counter', sweep = 'sweep',
+  drained = 'queue:drained', workers = 'workers', all_held = 'held' }
 function KEY.run(id) return 'run:' .. id end
 function KEY.journal(id) return 'run:' .. id .. ':journal' end
 function KEY.starts(id) return 'run:' .. id .. ':starts' end
@@ -16,6 +17,7 @@ function KEY.events(id) return 'run:' .. id .. ':events' end
 function KEY.blob(id, digest) return 'run:' .. id .. ':blob:' .. digest end
 function KEY.blobs(id) return 'run:' .. id .. ':blobs' end
 function KEY.waits(id) return 'run:' .. id .. ':waits' end
+function KEY.archive(id) return 'run:' .. id .. ':archive' end
 function KEY.tree(id) return 'run:' .. id .. ':tree' end
 function KEY.prompts(id) return 'run:' .. id .. ':prompts' end
 function KEY.idempotency(tenant, key) return 'idempotency:' .. tenant .. ':' .. key end
@@ -24,11 +26,14 @@ function KEY.index(tenant, status)
   return 'index:' .. tenant
 end
 function KEY.worker(id) return 'worker:' .. id end
+function KEY.lost(worker) return 'worker:' .. worker .. ':lost' end
 function KEY.held(workflow, version) return 'held:' .. workflow .. ':' .. version end
 function KEY.claims(claim) return 'claims:' .. claim end
 function KEY.endpoint(digest) return 'endpoint:' .. digest end
 
 local ENDPOINT_TTL = 3600000
+-- The newest form of a record that these scripts know (model.py has the same): what is newer is left to its own.
+local SCHEMA = 1
 local TERMINAL = { completed = true, incomplete = true, failed = true, cancelled = true }
 
 -- Arguments are read in order.
@@ -45,8 +50,10 @@ local function take_rows(width)
 end
 
 local FIELDS = { 'v', 'status', 'epoch', 'claim', 'lease', 'dispatch', 'seq', 'signals', 'root', 'tenant',
-  'workflow', 'version', 'crashes', 'begun', 'ended_by', 'ended_as', 'wake_reason', 'ttl', 'parked_at' }
-local NUMBERS = { 'v', 'epoch', 'lease', 'dispatch', 'seq', 'signals', 'crashes', 'ttl' }
+  'workflow', 'version', 'crashes', 'ended_by', 'ended_as', 'wake_reason', 'ttl', 'parked_at',
+  'band', 'timeout', 'deadline', 'not_before', 'owner' }
+local NUMBERS = { 'v', 'epoch', 'lease', 'dispatch', 'seq', 'signals', 'crashes', 'ttl', 'band', 'timeout', 'deadline',
+  'not_before' }
 
 local function load_run(id)
   local values = redis.pcall('HMGET', KEY.run(id), unpack(FIELDS))
@@ -137,7 +144,7 @@ end
 local function end_ownership(run, as, status, ...)
   if run.status ~= status then redis.call('ZADD', KEY.index(run.tenant, status), 0, run.id) end
   redis.call('HSET', KEY.run(run.id), 'status', status, 'seq', int(run.seq), 'claim', '', 'lease', '0', 'owner', '',
-    'begun', '', 'ended_by', int(run.epoch) .. ':' .. run.claim, 'ended_as', as, 'updated_at', int(now), ...)
+    'ended_by', int(run.epoch) .. ':' .. run.claim, 'ended_as', as, 'updated_at', int(now), ...)
   if run.status ~= status then redis.call('ZREM', KEY.index(run.tenant, run.status), run.id) end
   run.status, run.claim = status, ''
 end
@@ -163,13 +170,66 @@ local function owned(id, fence, told)
   return run, 'owned'
 end
 
+-- When somebody must look at the run: at that time, or at its deadline when that is sooner.
+local function look_again(run, at)
+  if run.deadline > 0 and run.deadline < at then at = run.deadline end
+  redis.call('ZADD', KEY.due, int(at), run.id)
+end
+
 local function own_keys(id)
   local keys = { KEY.run(id), KEY.journal(id), KEY.starts(id), KEY.events(id), KEY.blobs(id), KEY.waits(id),
-    KEY.tree(id), KEY.prompts(id) }
+    KEY.tree(id), KEY.prompts(id), KEY.archive(id) }
   for _, digest in ipairs(redis.call('SMEMBERS', KEY.blobs(id))) do
     keys[#keys + 1] = KEY.blob(id, digest)
   end
   return keys
+end
+
+-- Ends a run for good; `as` is what its last owner is told when it comes again.
+local function conclude(run, as, status, events, output, problem)
+  redis.call('ZADD', KEY.due, int(now + run.ttl), run.id)
+  emit_rows(run, events)
+  end_ownership(run, as, status, 'output', output, 'error', problem, 'ended_at', int(now), 'wait_reason', '')
+  drop_dispatch(run)
+  redis.call('DEL', KEY.waits(run.id))
+  -- Effects that were begun stay in doubt: a retry must not make them again without a word.
+  for _, field in ipairs(redis.call('HKEYS', KEY.starts(run.id))) do
+    if string.sub(field, 1, 7) ~= 'intent:' then redis.call('HDEL', KEY.starts(run.id), field) end
+  end
+  if run.root == run.id then
+    local members = redis.call('SMEMBERS', KEY.tree(run.id))
+    members[#members + 1] = run.id
+    for _, member in ipairs(members) do
+      for _, key in ipairs(own_keys(member)) do
+        -- The records stay for the sweep, which alone knows the index entries that go with them.
+        if key ~= KEY.run(member) then redis.call('PEXPIRE', key, int(run.ttl + 60000)) end
+      end
+    end
+  end
+  publish(run)
+end
+
+-- What the scripts themselves say of a run that they end; errors.py has the same.
+local PROBLEM = {
+  timeout = '{"code":"timeout","message":"The run took longer than its timeout.","retryable":true}',
+  poisoned = '{"code":"poisoned","message":"The run ended every process that worked on it.","retryable":false}',
+}
+
+-- Tells the owner to drop what it does for a run that is no longer its own.
+local function dismiss(owner, id, fence)
+  if owner ~= '' then redis.call('PUBLISH', KEY.lost(owner), id .. ' ' .. fence) end
+end
+
+-- `as` is what its owner is told when it was the owner who said so.
+local function fail(run, code, as)
+  local owner, fence = run.owner, int(run.epoch) .. ':' .. run.claim
+  if code == 'poisoned' then redis.call('ZADD', KEY.index(run.tenant, 'dead'), 0, run.id) end
+  conclude(run, as or 'fenced', 'failed', { { 'run.failed', '', '', PROBLEM[code] } }, '', PROBLEM[code])
+  dismiss(owner, run.id, fence)
+end
+
+local function overdue(run)
+  return run.deadline > 0 and run.deadline <= now and run.status ~= 'awaiting_input'
 end
 
 -- Removes a whole tree; the root's record and its place in `due` go last, so that it can be done again.
@@ -183,6 +243,7 @@ local function purge(root)
       drop_dispatch(run)
       redis.call('ZREM', KEY.index(run.tenant), id)
       redis.call('ZREM', KEY.index(run.tenant, run.status), id)
+      redis.call('ZREM', KEY.index(run.tenant, 'dead'), id)
     end
     for i = #keys, 1, -1 do redis.call('DEL', keys[i]) end
     redis.call('ZREM', KEY.due, id)

@@ -1,7 +1,8 @@
--- ARGV run, fence, told seq, pins (name, version and text ...), events (type agent step data ...), steps (key ...)
+-- ARGV run, fence, told seq, pins (name, version and text ...), events (type agent step data ...), steps (key ...),
+--      intents (step key, agent, data of the event that says that its effect is in doubt ...)
 -- -> started, seq, pinned texts ... | what ended the ownership
 local id, fence, told = take(), take(), take_number()
-local pins, events, steps = take_rows(2), take_rows(4), take_rows(1)
+local pins, events, steps, intents = take_rows(2), take_rows(4), take_rows(1), take_rows(3)
 local run, answer = owned(id, fence, told)
 if not run then return { answer, 0 } end
 
@@ -16,8 +17,11 @@ for _, row in ipairs(steps) do
 end
 if not known then
   emit_rows(run, events)
-  redis.call('HSET', KEY.run(id), 'seq', int(run.seq), 'begun', '1', 'updated_at', int(now))
+  redis.call('HSET', KEY.run(id), 'seq', int(run.seq), 'updated_at', int(now))
   for _, row in ipairs(steps) do redis.call('HSET', KEY.starts(id), row[1], int(run.epoch)) end
   publish(run)
+end
+for _, row in ipairs(intents) do
+  redis.call('HSET', KEY.starts(id), 'intent:' .. row[1], int(run.epoch) .. '|' .. row[2] .. '|' .. row[3])
 end
 return { 'started', int(run.seq), unpack(pinned) }

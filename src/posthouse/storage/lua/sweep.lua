@@ -2,6 +2,8 @@
 -- -> lapsed, woken, queued again, purged, broken, left (1: there is more)
 local lease, may_end, limit = take_number(), take() == '1', take_number()
 local readable = take_rows(2)
+-- A suspect is judged by whoever started its process; one that takes that along with it has an end too.
+local HOPELESS = 10
 local lapsed, woken, queued, purged, broken, left = 0, 0, 0, 0, 0, 0
 
 -- Nobody swept for a while: Redis stood still or everybody slept, so owners get one lease to beat.
@@ -9,6 +11,16 @@ local state = redis.call('HMGET', KEY.sweep, 'last', 'quiet_until')
 local quiet = number(state[2])
 if now - number(state[1]) > lease / 2 then quiet = now + lease end
 redis.call('HSET', KEY.sweep, 'last', int(now), 'quiet_until', int(quiet))
+
+redis.call('ZREMRANGEBYSCORE', KEY.workers, '-inf', int(now - 3600000))
+
+-- How full Redis is, in percent of what it may use; accept sheds by it.
+local memory = redis.pcall('INFO', 'memory')
+if type(memory) == 'string' then
+  local most = number(string.match(memory, 'maxmemory:(%d+)'))
+  local used = number(string.match(memory, 'used_memory:(%d+)'))
+  redis.call('HSET', KEY.sweep, 'memory', int(most > 0 and math.floor(used * 100 / most) or 0))
+end
 
 -- Timers that rang: the outcome goes into the journal under the step's key. Their waits are removed by the caller
 -- once the run is enqueued, so that a call that breaks here is made again.
@@ -23,7 +35,8 @@ local function ring(run)
       if kind ~= 'model' then reason = 'timer' end
       if outcome ~= '' then
         redis.call('HSETNX', KEY.journal(run.id), waits[i], '{"seq":' .. int(run.seq) .. ',"epoch":' ..
-          int(run.epoch) .. ',"time":' .. int(now) .. ',' .. outcome)
+          int(run.epoch) .. ',"time":' .. int(now) .. ',"ordinal":' ..
+          int(redis.call('HLEN', KEY.journal(run.id))) .. ',' .. outcome)
       end
     elseif till > 0 and (not earliest or till < earliest) then
       earliest = till
@@ -41,8 +54,8 @@ local function look_at_parked(run)
     enqueue(run, 0, reason)
     redis.call('HDEL', KEY.waits(run.id), unpack(rang))
     woken = woken + 1
-  elseif earliest then
-    redis.call('ZADD', KEY.due, int(earliest), run.id)
+  elseif earliest or run.deadline > 0 then
+    look_again(run, earliest or run.deadline)
   else
     redis.call('ZREM', KEY.due, run.id)
   end
@@ -50,23 +63,32 @@ end
 
 -- Queued: an entry that merely waits is left alone; one that is gone, or locked and not claimed, is written again.
 local function look_at_queued(run)
+  if run.dispatch == 0 and run.not_before > now then
+    redis.call('ZADD', KEY.due, int(run.not_before), run.id)
+    return
+  end
   local job = run.id .. ':' .. int(run.dispatch)
   local there = redis.call('ZSCORE', KEY.queue, job) or redis.call('ZSCORE', KEY.held(run.workflow, run.version), job)
   local body = redis.call('EXISTS', 'arq:job:' .. job) == 1
   local locked = redis.call('EXISTS', 'arq:in-progress:' .. job) == 1
   if there and body and not locked then
     redis.call('HDEL', KEY.run(run.id), 'locked_since')
-    redis.call('ZADD', KEY.due, int(now + GRACE), run.id)
+    look_again(run, now + GRACE)
     return
   end
   local since = number(redis.call('HGET', KEY.run(run.id), 'locked_since'))
   if there and body and (since == 0 or now - since < lease) then
     if since == 0 then redis.call('HSET', KEY.run(run.id), 'locked_since', int(now)) end
-    redis.call('ZADD', KEY.due, int(now + lease), run.id)
+    look_again(run, now + lease)
     return
   end
   redis.call('HDEL', KEY.run(run.id), 'locked_since')
-  enqueue(run, 0, run.wake_reason)
+  if run.epoch == 0 and run.band > 0 then
+    if run.dispatch == 0 then redis.call('HSET', KEY.run(run.id), 'updated_at', int(now)) end
+    enqueue(run, run.band, 'accepted')
+  else
+    enqueue(run, 0, run.wake_reason)
+  end
   queued = queued + 1
 end
 
@@ -89,19 +111,28 @@ local function look_at(id)
     -- A record that cannot be read is not one that is gone.
     if redis.call('EXISTS', KEY.run(id)) == 1 then error('unreadable') end
     redis.call('ZREM', KEY.due, id)
+  elseif run.v > SCHEMA then
+    redis.call('ZADD', KEY.due, int(now + GRACE), id)
   elseif TERMINAL[run.status] then
     look_at_ended(run)
+  elseif overdue(run) then
+    fail(run, 'timeout')
   elseif run.claim ~= '' then
     if run.lease > now then
-      redis.call('ZADD', KEY.due, int(run.lease), id)
+      look_again(run, run.lease)
     elseif quiet > now then
-      redis.call('ZADD', KEY.due, int(quiet), id)
+      look_again(run, quiet)
     elseif not may_end then
       left = left + 1
     else
-      if run.begun ~= '' then redis.call('HINCRBY', KEY.run(id), 'crashes', 1) end
-      dispossess(run, 'crash')
       lapsed = lapsed + 1
+      -- Also one that nothing was heard of since its claim: what kills at once leaves no other trace.
+      if run.crashes + 1 >= HOPELESS then
+        fail(run, 'poisoned')
+      else
+        redis.call('HINCRBY', KEY.run(id), 'crashes', 1)
+        dispossess(run, 'crash')
+      end
     end
   elseif is_parked(run) then
     look_at_parked(run)
@@ -121,9 +152,12 @@ end
 for _, row in ipairs(readable) do
   local held = KEY.held(row[1], row[2])
   for _, job in ipairs(redis.call('ZRANGE', held, 0, limit - 1)) do
-    redis.call('ZADD', KEY.queue, redis.call('ZSCORE', held, job), job)
-    redis.call('ZREM', held, job)
-    wake()
+    local run = load_run(string.match(job, '^%w+') or '')
+    if not run or run.v <= SCHEMA then
+      redis.call('ZADD', KEY.queue, redis.call('ZSCORE', held, job), job)
+      redis.call('ZREM', held, job)
+      wake()
+    end
   end
 end
 return { lapsed, woken, queued, purged, broken, #ids == limit and left < limit and 1 or 0 }
