@@ -10,7 +10,7 @@ from worker_app.main import run
 
 
 def main() -> int:
-    """Exit code 0 after a clean stop, 2 when a setting is wrong."""
+    """Exit code 0 after a clean stop, 2 when a setting is wrong or Redis may lose runs."""
     try:
         run(Settings())
     except ValidationError as error:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,15 @@ from redis.asyncio import Redis
 
 from posthouse import __version__, ids
 from posthouse.agents.loop import AgentLoop
+from posthouse.engine.dismissals import Dismissals
 from posthouse.engine.engine import Engine, Identity
 from posthouse.engine.leases import Leases
 from posthouse.engine.libraries import Stock, stock_of
 from posthouse.engine.pusher import Pusher
 from posthouse.engine.slice import Workshop
 from posthouse.engine.steps import Bounds, Shared
+from posthouse.engine.suspects import Suspects
+from posthouse.errors import ConfigurationError
 from posthouse.journal.store import JournalStore
 from posthouse.logs import configure_logs
 from posthouse.queue.worker import NET_SECONDS, fleet_worker, stock_settings
@@ -26,9 +30,13 @@ from posthouse.registry import named_libraries
 from posthouse.runs.transitions import Transitions
 from posthouse.settings import Settings
 from posthouse.storage.connect import connect
+from posthouse.storage.fitness import require_fit
+from posthouse.storage.scripts import Scripts
+from posthouse.storage.sentinel import is_sentinel
 from posthouse.telemetry import Metrics, MetricsServer
 from posthouse.tools.attempts import limited
 from worker_app.outside import Outside, outside
+from worker_app.own_process import OwnProcess
 
 
 def new_identity() -> Identity:
@@ -55,7 +63,10 @@ class Plant:
         await self.redis.aclose()
 
 
-def build(settings: Settings, identity: Identity) -> Plant:
+MakeScripts = Callable[[Redis], Scripts]
+
+
+def build(settings: Settings, identity: Identity, make_scripts: MakeScripts = Scripts) -> Plant:
     """The engine of this process and what it works with. Raises ConfigurationError."""
     stock = stock_of(named_libraries(settings.libraries))
     metrics = Metrics(CollectorRegistry())
@@ -72,7 +83,8 @@ def build(settings: Settings, identity: Identity) -> Plant:
         max_iterations=settings.max_agent_iterations,
         timeout_seconds=settings.agent_timeout_seconds,
     )
-    transitions = Transitions(redis)
+    scripts = make_scripts(redis)
+    transitions = Transitions(redis, scripts)
     bounds = Bounds(
         settings.max_run_steps,
         settings.max_run_events,
@@ -80,25 +92,37 @@ def build(settings: Settings, identity: Identity) -> Plant:
         settings.model_wait_seconds,
     )
     leases = Leases(transitions, identity.worker_id, settings.lease_seconds)
-    shared = Shared(JournalStore(redis), leases, Pusher(redis), bounds)
+    shared = Shared(JournalStore(redis, scripts), leases, Pusher(redis), bounds)
     known = {(flow.name, flow.version): flow for flow in stock.workflows.values()}
-    workshop = Workshop(transitions, shared, known, stock.agents, loop, metrics)
+    dismissals = Dismissals(redis, identity.worker_id, leases)
+    suspects = Suspects(OwnProcess(), transitions, leases)
+    workshop = Workshop(
+        transitions, shared, known, stock.agents, loop, metrics, dismissals, suspects
+    )
     engine = Engine(workshop, identity, settings.worker_slots)
     served = metrics.serve(settings.metrics_port, settings.host) if settings.metrics_port else None
     return Plant(engine, stock, redis, world, served)
 
 
-def _log_to_stderr(settings: Settings, identity: Identity) -> None:
+def log_to_stderr(settings: Settings, identity: Identity) -> None:
     keys = (settings.openai_api_key, settings.search_api_key)
     secrets = [key.get_secret_value() for key in keys if key]
     configure_logs(settings.log_level, process=identity.worker_id, secrets=secrets)
 
 
-async def work(settings: Settings) -> None:
-    """Runs a worker until a signal says to stop; every run that it holds is given back."""
+async def work(settings: Settings, make_scripts: MakeScripts = Scripts) -> None:
+    """Runs a worker until a signal says to stop; every run that it holds is given back.
+
+    Raises ConfigurationError, also for a Redis that may lose runs.
+    """
     identity = new_identity()
-    _log_to_stderr(settings, identity)
-    plant = build(settings, identity)
+    log_to_stderr(settings, identity)
+    plant = build(settings, identity, make_scripts)
+    try:
+        await require_fit(settings.redis_url, unsafe=settings.unsafe_redis)
+    except ConfigurationError:
+        await plant.close()
+        raise
     wake = connect(settings.redis_url, max_connections=2, socket_timeout=NET_SECONDS + 5)
 
     async def execute_run(_: dict[Any, Any], run_id: str, dispatch: int) -> None:
@@ -140,7 +164,14 @@ def _say_what_started(settings: Settings, stock: Stock) -> None:
 
 
 def stock_worker_settings(settings: Settings) -> type:
-    """The class that the stock `arq` command reads; correct, but it polls and does not reconnect."""
+    """The class that the stock `arq` command reads; correct, but it polls and does not reconnect.
+
+    Raises ConfigurationError.
+    """
+    if is_sentinel(settings.redis_url):
+        raise ConfigurationError(
+            "REDIS_URL: the stock arq command cannot ask sentinels; start `python -m worker_app`"
+        )
     identity = new_identity()
 
     async def execute_run(context: dict[Any, Any], run_id: str, dispatch: int) -> None:
@@ -148,8 +179,9 @@ def stock_worker_settings(settings: Settings) -> type:
         await context["plant"].engine.deliver(run_id, dispatch)
 
     async def on_startup(context: dict[Any, Any]) -> None:
-        _log_to_stderr(settings, identity)
+        log_to_stderr(settings, identity)
         context["plant"] = build(settings, identity)
+        await require_fit(settings.redis_url, unsafe=settings.unsafe_redis)
         context["plant"].engine.start()
 
     async def on_shutdown(context: dict[Any, Any]) -> None:

@@ -27,11 +27,13 @@ from posthouse.embedded.process import Process
 from posthouse.embedded.stack import STAND_IN, Layout, lay_out, opened
 from posthouse.embedded.supervisor import Supervisor
 from posthouse.settings import Settings
+from posthouse.storage import keys
 
 API = "/api/v1"
 LIMIT_SECONDS = 30.0
 LEASE_SECONDS = 1.0
 DRAIN_SECONDS = 1.5
+PERILS = "tests.road.perils"
 AS_EVER: Mapping[str, object] = {"type": "delay", "seconds": 0}
 
 PAGES = {
@@ -245,6 +247,21 @@ class Ears:
             await self._more.wait_for(found)
 
 
+def lines_of(note: Path) -> list[str]:
+    """What workflows wrote into the file so far."""
+    return note.read_text().splitlines() if note.exists() else []
+
+
+def is_there(pid: int) -> bool:
+    """Whether the process is there and is more than a remnant that its parent has not yet looked at."""
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+    return state not in "ZX"
+
+
 class Road:
     """A running stack, as its users and its enemies see it."""
 
@@ -304,6 +321,38 @@ class Road:
         pid = int(event["data"]["worker"].split("-")[-2])
         names = [p.name for p in self.layout.processes if p.name.startswith("worker")]
         return next(name for name in names if self.stack.pid(name) == pid)
+
+    async def start(self, workflow: str, given: Mapping[str, object], **options: object) -> str:
+        """Starts a run of the workflow; gives its id."""
+        wanted = {"workflow": workflow, "input": given, **options}
+        answer = await self.http.post(f"{API}/runs", json=wanted)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["run_id"])
+
+    async def noted(self, note: Path, times: int, words: str = "") -> list[str]:
+        """The lines of a workflow's note with the words, once there are so many."""
+        async with asyncio.timeout(LIMIT_SECONDS):
+            while True:
+                found = [line for line in lines_of(note) if words in line]
+                if len(found) >= times:
+                    return found
+                await clock.sleep(0.02)
+
+    async def start_suspect(self, note: Path, seconds: list[float]) -> str:
+        """Starts a run of which two workers are said to have died, once it naps; gives its id."""
+        way = {"note": str(note), "seconds": [0.0, *seconds], "nap_after": 0, "nap_seconds": 0.5}
+        run_id = await self.start("innocent", way)
+        async with Redis.from_url(self.redis_url) as redis:
+            while not await redis.hget(keys.run(run_id), "parked_at"):
+                await clock.sleep(0.01)
+            await redis.hset(keys.run(run_id), "crashes", 2)
+        return run_id
+
+    async def gone(self, *pids: int) -> None:
+        """Returns when none of the processes is there any more."""
+        async with asyncio.timeout(LIMIT_SECONDS):
+            while any(is_there(pid) for pid in pids):
+                await clock.sleep(0.02)
 
     async def submit(self, topic: str, depth: str = "deep", **headers: str) -> str:
         """Starts a research run; gives its id."""
@@ -401,7 +450,7 @@ def new_road() -> Any:
 @pytest.fixture(scope="package")
 async def shared_road(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Road]:
     """One stack with two workers; what a test kills comes back by itself."""
-    async with open_road(tmp_path_factory.mktemp("road")) as road:
+    async with open_road(tmp_path_factory.mktemp("road"), libraries=PERILS) as road:
         yield road
 
 

@@ -10,6 +10,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
+
+from posthouse.errors import ConfigurationError
+from posthouse.settings import Settings
+from worker_app.main import stock_worker_settings
 
 
 @asynccontextmanager
@@ -69,3 +74,37 @@ async def test_a_wrong_setting_is_one_line_and_exit_code_2(
         assert line in text.decode()
         assert text.decode().count("\n") == 1
         assert process.returncode == 2
+
+
+async def test_a_redis_that_may_lose_runs_is_one_line_and_exit_code_2(
+    tmp_path: Path, valkey
+) -> None:
+    async with Redis.from_url(valkey.url) as redis:
+        await redis.config_set("appendonly", "no")
+    given = {"REDIS_URL": valkey.url, "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
+    async with worker(tmp_path, **given) as process:
+        _, text = await process.communicate()
+        assert text.startswith(b"posthouse: the Redis of REDIS_URL loses all runs")
+        assert text.count(b"\n") == 1
+        assert process.returncode == 2
+    async with worker(tmp_path, **given, POSTHOUSE_UNSAFE_REDIS="1") as process:
+        assert (await said(process, "redis_unfit"))["level"] == "warning"
+        await said(process, "worker_started")
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(15):
+            assert await process.wait() == 0
+
+
+async def test_no_line_shows_the_password_of_sentinels(tmp_path: Path, free_tcp_port: int) -> None:
+    url = f"redis+sentinel://courier:s3cret@127.0.0.1:{free_tcp_port}/cell"
+    given = {"REDIS_URL": url, "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
+    async with worker(tmp_path, **given) as process:
+        started = await said(process, "worker_started")
+        assert started["redis"] == f"redis+sentinel://***@127.0.0.1:{free_tcp_port}/cell"
+        assert "s3cret" not in str(await said(process, "redis_away"))
+
+
+def test_the_stock_command_says_that_it_cannot_ask_sentinels() -> None:
+    settings = Settings(_env_file=None, redis_url="redis+sentinel://host/cell")
+    with pytest.raises(ConfigurationError, match="the stock arq command cannot ask sentinels"):
+        stock_worker_settings(settings)

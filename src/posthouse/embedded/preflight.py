@@ -11,23 +11,22 @@ from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
     NoPermissionError,
-    RedisError,
     ResponseError,
 )
 
 from posthouse.errors import ConfigurationError, StorageUnavailable
 from posthouse.storage.connect import available, connect
 from posthouse.storage.ending import ended
+from posthouse.storage.fitness import LOOK_SECONDS, fitness
 
-PATIENCE_SECONDS = 2.0
 
+async def examine(url: str, name: str, *, unsafe: bool = False) -> tuple[str, ...]:
+    """What a person should know of a Redis that answers, a line each; `name` is its address without secrets.
 
-async def examine(url: str, name: str) -> tuple[str, ...]:
-    """What is amiss with a Redis that answers, a line each; `name` is its address without secrets.
-
-    Raises ConfigurationError when it does not answer. What it may not be asked is not amiss.
+    Raises ConfigurationError when it does not answer, or may lose runs and that is not wanted (`unsafe`).
+    What it may not be asked is not amiss.
     """
-    look = asyncio.create_task(_look(url, name))
+    look = asyncio.create_task(_look(url, name, unsafe))
     try:
         await asyncio.wait([look])
     finally:
@@ -35,16 +34,14 @@ async def examine(url: str, name: str) -> tuple[str, ...]:
     return look.result()
 
 
-async def _look(url: str, name: str) -> tuple[str, ...]:
+async def _look(url: str, name: str, unsafe: bool) -> tuple[str, ...]:
     redis = connect(
-        url,
-        max_connections=1,
-        socket_timeout=PATIENCE_SECONDS,
-        connect_timeout=PATIENCE_SECONDS,
+        url, max_connections=1, socket_timeout=LOOK_SECONDS, connect_timeout=LOOK_SECONDS
     )
     async with redis:
         try:
             await _greet(redis)
+            found = await fitness(redis)
         except StorageUnavailable as error:
             if isinstance(error.__cause__, BusyLoadingError):
                 return (f"Redis at {name} is still loading its data",)
@@ -55,7 +52,9 @@ async def _look(url: str, name: str) -> tuple[str, ...]:
             raise ConfigurationError(message) from None
         except ResponseError as error:
             raise ConfigurationError(f"Redis at {name} refuses: {error}") from None
-        return tuple(f"Redis at {name} {fault}" for fault in await _faults(redis))
+    if found.faults and not unsafe:
+        raise ConfigurationError(found.refusal)
+    return tuple(f"Redis at {name} {fault}" for fault in found.faults)
 
 
 async def _greet(redis: Redis) -> None:
@@ -66,46 +65,13 @@ async def _greet(redis: Redis) -> None:
             return  # it answers; what it allows is seen soon enough
 
 
-async def _faults(redis: Redis) -> list[str]:
-    faults = []
-    policy = await _option(redis, "maxmemory-policy")
-    if policy not in (None, "noeviction"):
-        faults.append(
-            f"may throw runs away when it is full (maxmemory-policy {policy}); "
-            "set maxmemory-policy noeviction"
-        )
-    if await _writes_log(redis) is False and await _option(redis, "save") == "":
-        faults.append(
-            "keeps nothing on disk (appendonly no, and no snapshots): when it ends, "
-            "all runs are lost; set appendonly yes"
-        )
-    return faults
-
-
-async def _option(redis: Redis, option: str) -> str | None:
-    """None when it may not be asked."""
-    try:
-        found: dict[str, str] = await redis.config_get(option)
-    except RedisError:
-        return None
-    return found.get(option)
-
-
-async def _writes_log(redis: Redis) -> bool | None:
-    try:
-        enabled = (await redis.info("persistence")).get("aof_enabled")
-    except RedisError:
-        return None
-    return None if enabled is None else bool(enabled)
-
-
 def _reason(error: BaseException) -> str:
     """The first cause that the system gave, in its words; else what the client says."""
     causes = list(_causes(error))
     for cause in causes:
         match cause:
             case TimeoutError():
-                return f"nothing came within {PATIENCE_SECONDS:g} s"
+                return f"nothing came within {LOOK_SECONDS:g} s"
             case socket.gaierror() | ssl.SSLError():
                 return (cause.strerror or str(cause)).lower()
             case OSError(errno=int(number)):

@@ -66,6 +66,7 @@ class Engine:
             "beat": lambda: leases.keep(self._health),
             "sweep": self._sweep,
             "push": self._workshop.shared.pusher.run,
+            "dismissals": self._workshop.dismissals.listen,
         }
         self._chores = [
             asyncio.create_task(_for_ever(name, chore), name=name) for name, chore in chores.items()
@@ -129,9 +130,13 @@ class Engine:
             task.cancel()
 
         held = self._workshop.shared.leases.hold(run, sent_at, on_loss)
-        task: asyncio.Task[None] = asyncio.create_task(
-            Slice(self._workshop, held).carry(), name=owner_of(run)
+        suspects = self._workshop.suspects
+        work = (
+            suspects.carry(held)
+            if suspects is not None and run.suspect
+            else Slice(self._workshop, held).carry()
         )
+        task: asyncio.Task[None] = asyncio.create_task(work, name=owner_of(run))
         self._slices.add(task)
         task.add_done_callback(self._ended)
         metrics = self._workshop.metrics
@@ -144,6 +149,37 @@ class Engine:
         self._slices.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("slice_broke", slice=task.get_name(), exc_info=error)
+
+    async def carry_alone(self, run: Claimed) -> None:
+        """Carries one run that another process claimed, and nothing else; that process may be killed for it."""
+        leases = self._workshop.shared.leases
+        chores = {
+            # Without health: it is no worker of the fleet.
+            "beat": lambda: leases.keep(dict),
+            "push": self._workshop.shared.pusher.run,
+        }
+        self._chores = [
+            asyncio.create_task(_for_ever(name, chore)) for name, chore in chores.items()
+        ]
+        # Owned only once the first beat has said so.
+        long_ago = clock.monotonic() - 2 * leases.lease_seconds
+        carrying = asyncio.ensure_future(self._carried(run, long_ago))
+        try:
+            await asyncio.wait([carrying])
+        finally:
+            await self._end_chores()
+        if not carrying.cancelled():
+            carrying.result()
+
+    async def _carried(self, run: Claimed, sent_at: float) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+
+        def on_loss() -> None:
+            task.cancel()
+
+        held = self._workshop.shared.leases.hold(run, sent_at, on_loss)
+        await Slice(self._workshop, held).carry()
 
     async def _sweep(self) -> None:
         leases = self._workshop.shared.leases
@@ -166,6 +202,8 @@ class Engine:
     def begin_drain(self) -> None:
         """From now on no step begins here; slices give their runs back at the next one."""
         self._workshop.shared.drain.raised = True
+        if self._workshop.suspects is not None:
+            self._workshop.suspects.begin_drain()
 
     async def drain(self, limit: float) -> None:
         """Lets current steps end for up to `limit` seconds, then cancels them; every run is given back."""

@@ -84,6 +84,11 @@ class Leases:
         for held in list(self._held.values()):
             self._lose(held)
 
+    def lose(self, run_id: str, fence: str) -> None:
+        """Treats this one lease as lost, if it is held."""
+        if held := self._held.get(fence + run_id):
+            self._lose(held)
+
     def _lose(self, held: Held) -> None:
         if not held.lost and held.run.fence + held.run.run_id in self._held:
             held.lost = True

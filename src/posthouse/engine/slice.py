@@ -11,9 +11,11 @@ from pydantic import BaseModel, ValidationError
 from posthouse import clock
 from posthouse.agents.spec import Agent
 from posthouse.engine.context import AgentRunner, Context
+from posthouse.engine.dismissals import Dismissals
 from posthouse.engine.insist import insist
 from posthouse.engine.leases import Held
 from posthouse.engine.steps import Draining, JournalledSteps, Shared
+from posthouse.engine.suspects import Suspects
 from posthouse.errors import (
     Fatal,
     LimitReached,
@@ -48,6 +50,8 @@ class Workshop:
     agents: dict[str, Agent]
     runner: AgentRunner
     metrics: Metrics
+    dismissals: Dismissals
+    suspects: Suspects | None = None
 
 
 class Slice:

@@ -71,6 +71,7 @@ class JournalledSteps:
         self._held = held
         self._outcomes = loaded.outcomes
         self._starts = loaded.starts
+        self._intents = loaded.intents
         self._asked: dict[str, float] = {}
         self._used: set[str] = set()
         self._open: set[str] = set()
@@ -121,7 +122,7 @@ class JournalledSteps:
     async def _do(self, step: Step[T]) -> T:
         began = clock.monotonic()
         try:
-            done = await step.work()
+            done = await self._done(step)
         except RunFailed as error:
             await self._record(step, began, Done(None), error=_as_recorded(error))
             raise recorded_failure(error.code, str(error)) from error
@@ -134,6 +135,21 @@ class JournalledSteps:
         value = step.result.validate_json(result)
         await self._record(step, began, done, result=orjson.Fragment(result))
         return value
+
+    async def _done(self, step: Step[T]) -> Done[T]:
+        intent = step.intent
+        if intent is None:
+            return await step.work()
+        if step.key not in self._intents:
+            await self._write(lambda: self._intend(intent.doubt))
+            return await step.work()
+        await self._write(lambda: self._start(f"{step.key}/doubt", [intent.doubt]))
+        return await (intent.instead or step.work)()
+
+    async def _intend(self, doubt: Draft) -> None:
+        store, held = self._shared.store, self._held
+        seq, _ = await store.start(held.run, held.told, intents=[doubt])
+        held.tell(seq)
 
     async def _record(
         self,
@@ -179,8 +195,14 @@ class JournalledSteps:
         # A cancelled call may or may not have landed, so a write outlives whoever waits for it.
         write = asyncio.ensure_future(insist(call))
         self._writes.add(write)
-        write.add_done_callback(self._writes.discard)
+        write.add_done_callback(self._written)
         await asyncio.shield(write)
+
+    def _written(self, write: asyncio.Future[Any]) -> None:
+        self._writes.discard(write)
+        if not write.cancelled():
+            # Whoever waited may be gone; a refusal that nobody hears is no error.
+            write.exception()
 
     async def settled(self) -> None:
         """Returns when no write is under way."""

@@ -1,6 +1,7 @@
 """Our arq worker: it picks and claims in one script, is woken by a push, and outlives every outage of Redis."""
 
 import asyncio
+import os
 import signal
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -138,7 +139,8 @@ class FleetWorker(Worker):
     def handle_sig(self, signum: signal.Signals) -> None:
         """Stops to take runs; a second signal ends the process at once."""
         if self._stopping.is_set():
-            raise SystemExit(1)
+            # Not by an exception: whatever is under way would first be given back, and that waits for Redis.
+            os._exit(1)
         log.info("stopping", signal=signal.Signals(signum).name, running=len(self.tasks))
         self.stop()
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -19,6 +20,7 @@ from redis.exceptions import (
 )
 
 from posthouse.errors import ConfigurationError, StorageUnavailable
+from posthouse.storage.sentinel import is_sentinel, master_pool
 
 # What Redis answers when it is there and cannot serve; redis-py gives most of them no class of their own.
 _PASSING = (
@@ -43,21 +45,39 @@ def connect(
 ) -> Redis:
     """A client with a pool of its own that waits for a free connection; timeouts in seconds, replies in bytes.
 
-    It never repeats a call by itself: who calls knows whether that is safe. Raises ConfigurationError for a bad URL.
+    `redis+sentinel://host,host/<service>` leads to the master that sentinels name. It never repeats a call by
+    itself: who calls knows whether that is safe. Raises ConfigurationError for a bad URL.
     """
     try:
-        pool = BlockingConnectionPool.from_url(
+        pool = _pool(
             url,
             max_connections=max_connections,
             timeout=socket_timeout or connect_timeout,
             socket_timeout=socket_timeout,
             socket_connect_timeout=connect_timeout,
-            socket_keepalive=True,
             retry=Retry(NoBackoff(), 0),
         )
-    except ValueError as error:
-        raise ConfigurationError(f"REDIS_URL: {error}") from None
+        pool.make_connection()  # type: ignore[no-untyped-call]  # what the URL asks for may not exist
+    except (ValueError, TypeError, RedisError) as error:
+        raise ConfigurationError(f"REDIS_URL: {_wrong(error)}") from None
     return Redis.from_pool(pool)
+
+
+def _pool(url: str, **options: Any) -> ConnectionPool:
+    if not url.startswith("unix:"):
+        options["socket_keepalive"] = True
+    if is_sentinel(url):
+        return master_pool(url, **options)
+    return BlockingConnectionPool.from_url(url, **options)
+
+
+def _wrong(error: Exception) -> str:
+    """The client's words, but no piece of a password that was taken for a port."""
+    if str(error).startswith("Port"):
+        return "its port is no number (a / or # in a password is written %2F or %23)"
+    if "unexpected keyword argument" in str(error):
+        return f"there is no option {str(error).rpartition(' ')[2]}"
+    return str(error)
 
 
 @contextmanager

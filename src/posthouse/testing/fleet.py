@@ -11,11 +11,13 @@ from redis.asyncio import Redis
 from posthouse import ids
 from posthouse.agents.spec import Agent
 from posthouse.engine.context import AgentRunner
+from posthouse.engine.dismissals import Dismissals
 from posthouse.engine.engine import Engine, Identity
 from posthouse.engine.leases import Leases
 from posthouse.engine.pusher import Pusher
 from posthouse.engine.slice import Workshop
 from posthouse.engine.steps import Bounds, Shared
+from posthouse.engine.suspects import Isolation, Suspects
 from posthouse.errors import Fatal
 from posthouse.events.types import Draft, RunCreated
 from posthouse.journal.model import AgentAnswer, Steps
@@ -87,8 +89,10 @@ class LocalFleet:
         runner: AgentRunner | None = None,
         bounds: Bounds | None = None,
         lease_seconds: float = 1.0,
+        isolation: Isolation | None = None,
         metrics: Metrics | None = None,
     ) -> None:
+        self._isolation = isolation
         self.metrics = metrics or Metrics(CollectorRegistry())
         self._url = url
         self._workflows = {(flow.name, flow.version): flow for flow in workflows}
@@ -116,8 +120,17 @@ class LocalFleet:
         identity = Identity(f"test-{ids.new_token(4)}", "localhost", 0)
         leases = Leases(transitions, identity.worker_id, self._lease_seconds)
         shared = Shared(JournalStore(redis), leases, Pusher(redis), self._bounds)
+        dismissals = Dismissals(redis, identity.worker_id, leases)
+        suspects = Suspects(self._isolation, transitions, leases) if self._isolation else None
         workshop = Workshop(
-            transitions, shared, self._workflows, self._agents, self._runner, self.metrics
+            transitions,
+            shared,
+            self._workflows,
+            self._agents,
+            self._runner,
+            self.metrics,
+            dismissals,
+            suspects,
         )
         engine = Engine(workshop, identity, slots)
 
@@ -142,11 +155,15 @@ class LocalFleet:
         self.workers.remove(worker)
         await worker.drain()
 
-    async def submit(self, workflow: str, given: str, *, version: int = 1) -> str:
+    async def submit(
+        self, workflow: str, given: str, *, version: int = 1, timeout_ms: int = 0
+    ) -> str:
         """Accepts a run of the workflow with the input (JSON text); its id."""
         created = Draft(event=RunCreated(workflow=workflow, version=version))
         acceptance = Acceptance(
-            ids.new_run_id(), "default", workflow, version, given, "{}", created, ttl_ms=600_000
+            *(ids.new_run_id(), "default", workflow, version, given, "{}", created),
+            ttl_ms=600_000,
+            timeout_ms=timeout_ms,
         )
         return (await self.transitions.accept(acceptance)).run_id
 

@@ -46,6 +46,7 @@ class Kept:
     prompts: dict[str, Prompt] = field(default_factory=dict)
     clocks: dict[str, float] = field(default_factory=dict)
     usage: list[Usage] = field(default_factory=list)
+    intents: set[str] = field(default_factory=set)
 
 
 class MemorySteps:
@@ -97,7 +98,7 @@ class MemorySteps:
         self._open(step)
         self.worked.append(step.key)
         try:
-            done = await step.work()
+            done = await self._work(step)
         except RunFailed as failed:
             error = StepError(code=failed.code, message=str(failed))
             self._commit(step.key, Record(digest=step.digest, error=error), Done(None))
@@ -127,6 +128,16 @@ class MemorySteps:
     def _live(self) -> None:
         if self._dead:
             raise Crashed
+
+    async def _work(self, step: Step[T]) -> Done[T]:
+        intent = step.intent
+        if intent is None:
+            return await step.work()
+        if step.key not in self.kept.intents:
+            self.kept.intents.add(step.key)
+            return await step.work()
+        self.kept.events.append(intent.doubt)
+        return await (intent.instead or step.work)()
 
     def _open(self, step: Step[T]) -> None:
         started = self.kept.starts.get(step.key)

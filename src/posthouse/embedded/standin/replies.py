@@ -71,8 +71,11 @@ class Reply:
     async def _hold(self) -> None:
         if self.gate is not None:
             self.record.held = True
-            await self.gate.wait()
-            self.record.held = False
+            try:
+                await self.gate.wait()
+            finally:
+                # Also when its reader is gone.
+                self.record.held = False
 
     async def _start(self, send: Send) -> None:
         self.record.status = 200

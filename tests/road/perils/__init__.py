@@ -1,0 +1,1 @@
+"""A library for tests on the road: workflows that are in peril, or are one."""

@@ -1,0 +1,1 @@
+"""The library `perils` as it is after the next deploy."""
