@@ -11,15 +11,16 @@ from redis.asyncio import Redis
 from api_app.document import add_problem_document
 from api_app.guard import BodyGuard, Edge, named_hosts
 from api_app.problems import add_problem_handlers
-from api_app.routes import front, health, runs, streams, tutorial, workflows
+from api_app.routes import control, fleet, front, health, runs, streams, tutorial, workflows
 from api_app.service import Service, said_once
+from posthouse.control.fleet import Fleet
 from posthouse.control.journal import Journal
 from posthouse.control.submission import Submissions
 from posthouse.events.hub import Hub
 from posthouse.events.log import EventLog
 from posthouse.registry import named_libraries, parts_of
 from posthouse.runs.records import Records
-from posthouse.runs.transitions import Transitions
+from posthouse.runs.transitions import Admission, Transitions
 from posthouse.settings import Settings
 from posthouse.storage.connect import connect
 from posthouse.telemetry import Metrics
@@ -74,7 +75,7 @@ def build_app(
     app.add_middleware(BodyGuard, limit=settings.max_body_bytes)
     app.add_middleware(Edge, hosts=named_hosts(settings.hosts))
     add_problem_handlers(app)
-    for room in (streams, runs, tutorial, workflows):
+    for room in (streams, runs, control, fleet, tutorial, workflows):
         app.include_router(room.router, prefix="/api/v1", dependencies=[Depends(said_once)])
     app.include_router(health.router)
     app.include_router(front.router)
@@ -89,13 +90,19 @@ def _service(
     definitions: Mapping[str, Workflow[Any, Any]],
     write_seconds: float,
 ) -> Service:
-    transitions = Transitions(redis)
+    admission = Admission(
+        depth=settings.max_queue,
+        age_ms=int(settings.max_queue_seconds * 1000),
+        memory_percent=settings.memory_percent,
+    )
+    transitions = Transitions(redis, admission=admission)
     return Service(
         redis=redis,
         hub=hub,
         log=EventLog(redis),
         records=Records(redis),
         journal=Journal(redis),
+        fleet=Fleet(redis),
         transitions=transitions,
         submissions=Submissions(
             transitions, definitions, ttl_seconds=settings.workflow_ttl_seconds

@@ -15,7 +15,7 @@ from starlette.types import Scope
 
 from api_app.names import canonical
 from posthouse.control.submission import LONGEST_LOCATION
-from posthouse.errors import RequestCode, RequestError, StorageUnavailable
+from posthouse.errors import QueueFull, RequestCode, RequestError, StorageUnavailable
 from posthouse.ids import is_ulid
 
 STATUS = {
@@ -24,6 +24,7 @@ STATUS = {
     RequestCode.CONFLICT: 409,
     RequestCode.PAYLOAD_TOO_LARGE: 413,
     RequestCode.IDEMPOTENCY_MISMATCH: 422,
+    RequestCode.QUEUE_FULL: 429,
     RequestCode.INTERNAL: 500,
     RequestCode.UNAVAILABLE: 503,
 }
@@ -33,6 +34,7 @@ TITLES = {
     RequestCode.CONFLICT: "The thing's state does not allow this",
     RequestCode.PAYLOAD_TOO_LARGE: "The body is too large",
     RequestCode.IDEMPOTENCY_MISMATCH: "The idempotency key belongs to another request",
+    RequestCode.QUEUE_FULL: "No further run is taken in now",
     RequestCode.INTERNAL: "Something went wrong here",
     RequestCode.UNAVAILABLE: "The service cannot answer now",
 }
@@ -86,7 +88,7 @@ def problem(
         detail += f" (the first {MOST_ERRORS} of {len(errors)} errors are listed)"
     usual = STATUS[code]
     status = status or usual
-    retryable = code is RequestCode.UNAVAILABLE
+    retryable = code in (RequestCode.UNAVAILABLE, RequestCode.QUEUE_FULL)
     body: dict[str, Any] = {
         "type": f"urn:posthouse:problem:{code}",
         "title": TITLES[code] if status == usual else HTTPStatus(status).phrase,
@@ -126,7 +128,8 @@ def add_problem_handlers(app: FastAPI) -> None:
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    return problem(request.scope, error.code, str(error), errors=error.errors)
+    wait = {"Retry-After": str(error.retry_after)} if isinstance(error, QueueFull) else None
+    return problem(request.scope, error.code, str(error), errors=error.errors, headers=wait)
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:

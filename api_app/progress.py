@@ -66,7 +66,7 @@ class ProgressFrames:
             "latest_step": self._latest,
         }
         if item.type in TERMINAL_TYPES:
-            message |= _ending(await self._record())
+            message |= _ending(await self._record(), item.seq)
         return b"id: %d\ndata: %b\n\n" % (item.seq, orjson.dumps(message))
 
 
@@ -82,9 +82,9 @@ def _step(item: Logged) -> dict[str, Any]:
     }
 
 
-def _ending(record: RunRecord) -> dict[str, Any]:
-    """What a run came to; nothing when it was retried since."""
-    if not record.terminal:
+def _ending(record: RunRecord, seq: int) -> dict[str, Any]:
+    """What a run came to by the event of this seq; nothing when it was retried since."""
+    if not record.terminal or record.seq != seq:
         return {}
     error = tutorial_error(record)
     return {"output": record.output} if error is None else {"error": error}

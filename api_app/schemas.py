@@ -1,17 +1,53 @@
 """What goes over the wire: requests as they are checked, records as they are shown."""
 
+import re
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)
+from pydantic_core import PydanticCustomError
 
-from posthouse.clock import iso
+from posthouse.clock import iso, wall_ms
+from posthouse.control.fleet import WorkerState
 from posthouse.control.journal import StepDone
 from posthouse.runs.model import RunError, RunRecord, Status
 from posthouse.workflows.definition import Workflow
 
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+LONGEST_WAIT_MS = 366 * 86_400_000
+
+_DATE = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d")
+
+
+def milliseconds(moment: datetime) -> int:
+    """Since 1970; never below zero."""
+    return max(0, round(moment.timestamp() * 1000))
+
+
+def _written_out(value: object) -> object:
+    """A bare number could be seconds or milliseconds."""
+    if not isinstance(value, str) or _DATE.match(value) is None:
+        raise PydanticCustomError("moment", "must be a time as in 2030-01-01T09:00:00Z")
+    return value
+
+
+def _within_a_year(moment: datetime) -> datetime:
+    if milliseconds(moment) > wall_ms() + LONGEST_WAIT_MS:
+        raise PydanticCustomError("moment", "must be within a year from now")
+    return moment
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_written_out), AfterValidator(_within_a_year)]
 
 
 class RunRequest(BaseModel):
@@ -28,6 +64,27 @@ class RunRequest(BaseModel):
     input: Any = Field(description="What the definition's input schema says.")
     metadata: dict[MetadataKey, MetadataValue] = Field(
         default_factory=dict, max_length=16, description="Text of your own, kept with the run."
+    )
+    priority: int = Field(5, ge=1, le=9, strict=True, description="9 begins first, 1 last.")
+    not_before: Moment | None = Field(
+        None, description="The run does not begin before; a time with its offset, within a year."
+    )
+    timeout_seconds: float | None = Field(
+        None,
+        ge=0.1,
+        le=31_536_000,
+        strict=True,
+        description="From its start; then it fails with `timeout`.",
+    )
+
+
+class RetryRequest(BaseModel):
+    """From where an ended run is tried again."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    from_step: str | None = Field(
+        None, max_length=256, description="This step and all committed since are done again."
     )
 
 
@@ -63,6 +120,10 @@ def summary_view(record: RunRecord) -> dict[str, Any]:
         "usage": record.usage.model_dump(),
         "seq": record.seq,
         "epoch": record.epoch,
+        "retries": record.retries,
+        "priority": record.priority,
+        "not_before": _moment(record.not_before or None),
+        "timeout_seconds": record.timeout / 1000 if record.timeout else None,
         "parent": record.parent,
         "created_at": iso(record.created_at),
         "updated_at": iso(record.updated_at),
@@ -99,6 +160,12 @@ def step_view(step: StepDone) -> dict[str, Any]:
         "epoch": outcome.epoch,
         "time": iso(outcome.time),
     }
+
+
+def worker_view(worker: WorkerState) -> dict[str, Any]:
+    """A worker as the list of the fleet shows it."""
+    times = {"seen_at": iso(worker.seen_at), "started_at": _moment(worker.started_at)}
+    return vars(worker) | times
 
 
 def definition_view(definition: Workflow[Any, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import orjson
 from fastapi import Depends, Request, Response
 from redis.asyncio import Redis
 
+from posthouse.control.fleet import Fleet
 from posthouse.control.journal import Journal
 from posthouse.control.submission import LONGEST_LOCATION, Submissions
 from posthouse.errors import InvalidRequest, StorageUnavailable
@@ -35,6 +36,7 @@ class Service:
     log: EventLog
     records: Records
     journal: Journal
+    fleet: Fleet
     transitions: Transitions
     submissions: Submissions
     workflows: Mapping[str, Workflow[Any, Any]]

@@ -7,7 +7,14 @@ import orjson
 from fastapi import APIRouter, Header, Query, Response
 
 from api_app.names import RunId
-from api_app.schemas import RunRequest, accepted_view, run_view, step_view, summary_view
+from api_app.schemas import (
+    RunRequest,
+    accepted_view,
+    milliseconds,
+    run_view,
+    step_view,
+    summary_view,
+)
 from api_app.service import TENANT, Service, Serving, invalid, json_response, promptly
 from posthouse.control.submission import Submission
 from posthouse.errors import InvalidRequest
@@ -26,7 +33,7 @@ IdempotencyKey = Annotated[
 Limit = Annotated[int, Query(ge=1, le=100)]
 
 _VISIBLE = re.compile(r"[!-~]{1,255}")
-_POSITION = re.compile(r"\d{15}:[A-Za-z0-9_.:/-]{1,256}")
+_POSITION = re.compile(r"\d{15}:\d{6}:[A-Za-z0-9_.:/-]{1,256}")
 
 
 def checked_key(key: str | None) -> str:
@@ -68,6 +75,9 @@ async def post_run(
             metadata=wanted.metadata,
             key=checked_key(idempotency_key),
             location=("input",),
+            priority=wanted.priority,
+            not_before_ms=0 if wanted.not_before is None else milliseconds(wanted.not_before),
+            timeout_ms=round((wanted.timeout_seconds or 0) * 1000),
         ),
     )
     body = accepted_view(accepted.run_id, wanted.workflow, accepted.created_at)
@@ -94,7 +104,7 @@ async def get_runs(
 @router.get("/{run_id}", summary="Look at a run")
 async def get_run(service: Serving, run_id: RunId) -> Response:
     """The record with input, output, error, usage and steps."""
-    return await _shown(service, run_id)
+    return await shown(service, run_id)
 
 
 @router.get("/{run_id}/wait", summary="Wait for a run's end")
@@ -106,7 +116,7 @@ async def wait_for_run(
         record = await service.records.get(run_id, TENANT)
     if not record.terminal:
         await service.hub.wait_terminal(run_id, timeout, after=record.seq)
-    return await _shown(service, run_id)
+    return await shown(service, run_id)
 
 
 @router.get("/{run_id}/events", summary="Read a run's events")
@@ -156,8 +166,9 @@ async def delete_run(service: Serving, run_id: RunId) -> Response:
     return Response(status_code=204)
 
 
-async def _shown(service: Service, run_id: str) -> Response:
+async def shown(service: Service, run_id: str, status: int = 200, **headers: str) -> Response:
+    """The record with its steps."""
     async with promptly():
         record: RunRecord = await service.records.get(run_id, TENANT)
         steps = await service.journal.steps(run_id)
-    return json_response(run_view(record, steps))
+    return json_response(run_view(record, steps), status, **headers)

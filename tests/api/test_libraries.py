@@ -47,7 +47,8 @@ async def test_it_serves_their_workflows_and_imports_no_tool_and_no_agent(
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "api_app"),
         cwd=tmp_path,
-        env=env | {"REDIS_URL": valkey_url, "POSTHOUSE_PORT": str(port)},
+        env=env
+        | {"REDIS_URL": valkey_url, "POSTHOUSE_PORT": str(port), "POSTHOUSE_UNSAFE_REDIS": "1"},
     )
     ready = answers_http("127.0.0.1", port, "/health/live")
     try:

@@ -51,8 +51,8 @@ def test_wrong_settings_are_one_line_and_code_2(tmp_path, wrong):
 async def started(url: str, port: int, folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "api_app",
-        env=environment(REDIS_URL=url, POSTHOUSE_PORT=str(port)), cwd=folder,
-        stderr=asyncio.subprocess.PIPE,
+        env=environment(REDIS_URL=url, POSTHOUSE_PORT=str(port), POSTHOUSE_UNSAFE_REDIS="1"),
+        cwd=folder, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
         assert process.stderr is not None

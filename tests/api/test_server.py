@@ -1,12 +1,17 @@
 """What a client can do to a connection, below HTTP."""
 
 import asyncio
+import os
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
+from redis.asyncio import Redis
 
 from api_app.server import PatientProtocol
 
@@ -96,3 +101,34 @@ async def test_a_client_that_takes_is_served_to_the_end(serve_raw):
             taken += len(part)
         writer.close()
     assert taken > SIZE
+
+
+async def started(folder: Path, **settings: str) -> asyncio.subprocess.Process:
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | settings
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "api_app", cwd=folder, env=env, stderr=asyncio.subprocess.PIPE
+    )  # fmt: skip
+
+
+async def test_no_server_starts_on_a_redis_that_may_lose_runs(
+    tmp_path: Path, valkey: Any, free_tcp_port: int
+) -> None:
+    async with Redis.from_url(valkey.url) as redis:
+        await redis.config_set("maxmemory-policy", "allkeys-lru")
+    given = {"REDIS_URL": valkey.url, "POSTHOUSE_PORT": str(free_tcp_port)}
+    process = await started(tmp_path, **given)
+    _, text = await process.communicate()
+    assert text.startswith(b"posthouse: the Redis of REDIS_URL may throw runs away")
+    assert (text.count(b"\n"), process.returncode) == (1, 2)
+
+    process = await started(tmp_path, **given, POSTHOUSE_UNSAFE_REDIS="1")
+    text = b""
+    async with asyncio.timeout(LIMIT):
+        assert process.stderr is not None
+        while b"running on" not in (line := await process.stderr.readline()):
+            assert line, text
+            text += line
+        process.terminate()
+        await process.communicate()
+    assert b'"redis_unfit"' in text
+    assert process.returncode == 0

@@ -177,7 +177,7 @@ async def test_with_a_redis_of_ones_own_its_faults_are_said_and_no_data_is_claim
 ) -> None:
     async with Redis.from_url(valkey.url) as redis:
         await redis.config_set("maxmemory-policy", "allkeys-lru")
-    given = {"REDIS_URL": valkey.url, "POSTHOUSE_PORTT": "1"}
+    given = {"REDIS_URL": valkey.url, "POSTHOUSE_PORTT": "1", "POSTHOUSE_UNSAFE_REDIS": "1"}
     async with command(environment | given, "up") as process:
         text = await read_until(process.stdout, "Ctrl-C stops everything")
         before, _, facts = text.partition("starting stand-in, api")

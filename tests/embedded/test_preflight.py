@@ -35,21 +35,34 @@ async def test_a_redis_as_it_has_to_be_is_not_talked_about(valkey: Server) -> No
     assert await examine(valkey.url, NAME) == ()
 
 
-async def test_one_that_evicts_or_keeps_nothing_is_named_a_line_each(valkey: Server) -> None:
+async def test_one_that_evicts_or_keeps_nothing_is_refused_in_one_line(valkey: Server) -> None:
     async with Redis.from_url(valkey.url) as redis:
         await redis.config_set("maxmemory-policy", "allkeys-lru")
-        (policy,) = await examine(valkey.url, NAME)
         await redis.config_set("appendonly", "no")
-        assert await examine(valkey.url, NAME) == (
+    with pytest.raises(ConfigurationError) as refused:
+        await examine(valkey.url, NAME)
+    assert re.fullmatch(
+        r"the Redis of REDIS_URL may throw runs away .* and loses all runs [^\n]*"
+        r"; POSTHOUSE_UNSAFE_REDIS=1 takes it as it is",
+        str(refused.value),
+    )
+
+
+async def test_when_it_is_wanted_its_faults_are_named_a_line_each(valkey: Server) -> None:
+    async with Redis.from_url(valkey.url) as redis:
+        await redis.config_set("maxmemory-policy", "allkeys-lru")
+        (policy,) = await examine(valkey.url, NAME, unsafe=True)
+        await redis.config_set("appendonly", "no")
+        assert await examine(valkey.url, NAME, unsafe=True) == (
             policy,
-            f"Redis at {NAME} keeps nothing on disk (appendonly no, and no snapshots): "
-            "when it ends, all runs are lost; set appendonly yes",
+            f"Redis at {NAME} loses all runs when it ends (appendonly no, and no snapshots: "
+            "set appendonly yes)",
         )
         await redis.config_set("save", "60 1")
-        assert await examine(valkey.url, NAME) == (policy,)
+        assert await examine(valkey.url, NAME, unsafe=True) == (policy,)
     assert policy == (
-        f"Redis at {NAME} may throw runs away when it is full (maxmemory-policy allkeys-lru); "
-        "set maxmemory-policy noeviction"
+        f"Redis at {NAME} may throw runs away when it is full (maxmemory-policy allkeys-lru: "
+        "set noeviction)"
     )
 
 
@@ -69,6 +82,12 @@ async def test_one_that_is_not_there_says_why() -> None:
     said = re.escape(f"Redis at {NAME} does not answer (connection refused)")
     with pytest.raises(ConfigurationError, match=said):
         await examine(f"redis://127.0.0.1:{free_ports(1)[0]}", NAME)
+
+
+async def test_sentinels_that_are_not_there_say_why() -> None:
+    said = re.escape(f"Redis at {NAME} does not answer (connection refused)")
+    with pytest.raises(ConfigurationError, match=said):
+        await examine(f"redis+sentinel://:secret@127.0.0.1:{free_ports(1)[0]}/cell", NAME)
 
 
 async def test_one_that_is_silent_costs_a_moment(frozen: Server) -> None:

@@ -11,6 +11,7 @@ import typer
 from posthouse.cli.configuration import given_names, load_settings, unknown
 from posthouse.cli.demo import DEFAULT_TOPIC
 from posthouse.cli.demo import demo as run_demo
+from posthouse.cli.doctor import doctor as run_doctor
 from posthouse.cli.libraries import check_libraries
 from posthouse.cli.screen import standard_output
 from posthouse.cli.up import up as run_up
@@ -83,6 +84,14 @@ def demo(
     raise typer.Exit(asyncio.run(work))
 
 
+@app.command()
+def doctor(
+    fix: Annotated[bool, typer.Option("--fix", help="Mend what is found.")] = False,
+) -> None:
+    """Look in the Redis of REDIS_URL for what outlived its run or got lost."""
+    raise typer.Exit(asyncio.run(run_doctor(load_settings(), fix=fix)))
+
+
 def _prepare(*, any_port: bool = False) -> tuple[Layout, list[str]]:
     """What is to run, and what a person should know of before. Raises ConfigurationError."""
     settings = load_settings()
@@ -90,7 +99,9 @@ def _prepare(*, any_port: bool = False) -> tuple[Layout, list[str]]:
     layout = lay_out(settings, any_port=any_port)
     warnings = unknown(given_names())
     if layout.own_redis is not None:
-        warnings += asyncio.run(examine(layout.own_redis, layout.redis))
+        warnings += asyncio.run(
+            examine(layout.own_redis, layout.redis, unsafe=settings.unsafe_redis)
+        )
     return layout, warnings
 
 

@@ -56,6 +56,9 @@ def _run(event: t.Event) -> Line | None:
             return Line(f"taken on by worker {worker} ({reason})", "bold yellow")
         case t.RunWaiting(wait_reason=reason):
             return Line(f"waits: {reason}", "yellow")
+        case t.RunRetried(steps=steps):
+            again = f"; {count(steps, 'step')} again" if steps else ""
+            return Line(f"tried again{again}", "bold yellow")
         case t.RunCompleted():
             return Line("completed", "bold green")
         case t.RunIncomplete(message=message, code=code):
@@ -103,6 +106,8 @@ def _tool(event: t.Event) -> Line | None:
             return Line(f"{tool} gave {count(length, 'character')} in {took}", "dim")
         case t.ToolFailed(tool=tool, message=message):
             return Line(f"{tool} failed: {message}", "yellow")
+        case t.ToolInDoubt(tool=tool):
+            return Line(f"nobody knows whether {tool} took effect", "bold yellow")
         case t.SourceFound(address=address, title=title):
             return Line(f"read “{title}” at {address}" if title else f"read {address}", "green")
         case _:

@@ -22,7 +22,7 @@ class StepDone:
     @property
     def position(self) -> str:
         """Where it stands among the steps of its run; sorts as text."""
-        return f"{self.outcome.seq:015d}:{self.key}"
+        return f"{self.outcome.seq:015d}:{self.outcome.ordinal:06d}:{self.key}"
 
 
 class Journal:

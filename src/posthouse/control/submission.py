@@ -27,7 +27,7 @@ _log = structlog.get_logger(__name__)
 class Submission:
     """What a caller asks for. `input` is plain JSON, `route` and `key` say when two are the same.
 
-    `location` is where the input stands in the caller's request, for error messages.
+    Priority 1 to 9, 9 begins first. `location` is where the input stands in the caller's request, for error messages.
     """
 
     route: str
@@ -37,13 +37,24 @@ class Submission:
     metadata: Mapping[str, str] = field(default_factory=dict)
     key: str = ""
     location: tuple[str, ...] = ()
+    priority: int = 5
+    not_before_ms: int = 0
+    timeout_ms: int = 0
 
     @property
     def fingerprint(self) -> str:
         """The same for the same request, whatever the order of its fields; `` without a key."""
         if not self.key:
             return ""
-        body = (self.route, self.workflow, self.input, dict(self.metadata))
+        when = (self.priority, self.not_before_ms, self.timeout_ms)
+        usual = when == (5, 0, 0)
+        body = (
+            self.route,
+            self.workflow,
+            self.input,
+            dict(self.metadata),
+            *(() if usual else when),
+        )
         return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
@@ -64,7 +75,7 @@ class Submissions:
     async def submit(self, submission: Submission) -> Accepted:
         """The accepted run, or the one that the same key made before.
 
-        Raises InvalidRequest, IdempotencyMismatch, StorageUnavailable.
+        Raises InvalidRequest, IdempotencyMismatch, QueueFull, StorageUnavailable.
         """
         definition = self._definition(submission.workflow)
         value = _validated(definition.input_model, submission)
@@ -81,6 +92,9 @@ class Submissions:
                 ttl_ms=self._ttl_ms,
                 idempotency_key=submission.key,
                 fingerprint=submission.fingerprint,
+                band=10 - submission.priority,
+                not_before_ms=submission.not_before_ms,
+                timeout_ms=submission.timeout_ms,
             )
         )
         with bind_run(accepted.run_id):

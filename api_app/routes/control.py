@@ -1,0 +1,41 @@
+"""What a caller may do to a run: end it, or let it be tried again."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Response
+
+from api_app.names import RunId
+from api_app.routes.runs import shown
+from api_app.schemas import RetryRequest
+from api_app.service import TENANT, Serving, promptly
+from posthouse.control.retrying import RETRYABLE, steps_to_repeat
+from posthouse.runs.model import Status
+
+router = APIRouter(prefix="/runs", tags=["runs"])
+
+_AS_IT_IS = RetryRequest()
+
+
+@router.post("/{run_id}/cancel", summary="Cancel a run")
+async def cancel_run(service: Serving, run_id: RunId) -> Response:
+    """Ends the run at once; 409 when it has ended in another way. Its worker drops the call in flight."""
+    async with promptly():
+        before = await service.records.get(run_id, TENANT)
+        await service.transitions.cancel(run_id, TENANT)
+        if before.status is not Status.CANCELLED:
+            service.metrics.run_cancelled()
+        return await shown(service, run_id)
+
+
+@router.post("/{run_id}/retry", status_code=202, summary="Try an ended run again")
+async def retry_run(
+    service: Serving, run_id: RunId, wanted: Annotated[RetryRequest, Body()] = _AS_IT_IS
+) -> Response:
+    """Steps that failed are done again, finished ones are kept; 409 for a live or completed run."""
+    async with promptly():
+        record = await service.records.get(run_id, TENANT)
+        again: list[str] = []
+        if record.status in RETRYABLE:
+            again = steps_to_repeat(await service.journal.steps(run_id), wanted.from_step)
+        await service.transitions.retry(run_id, TENANT, record.seq, again)
+        return await shown(service, run_id, 202, Location=f"/api/v1/runs/{run_id}")
