@@ -11,7 +11,7 @@ COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hash
 INPUTS := pyproject.toml requirements/runtime.txt requirements/build.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check format lock clean
+.PHONY: help setup demo up test check chaos format lock clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | while IFS='|' read -r name text; do printf '%-14s %s\n' "$$name" "$$text"; done
@@ -33,6 +33,9 @@ check: $(VENV)/.dev ## lint, format, types, import contracts
 	@$(VENV)/bin/ruff format --check --quiet . || { $(VENV)/bin/ruff format --check .; exit 1; }
 	@$(VENV)/bin/mypy --no-error-summary
 	@$(VENV)/bin/lint-imports --no-logo
+
+chaos: $(VENV)/.dev ## ten minutes of faults against the real processes, and the proof that nothing was lost
+	@$(PY) -m tests.chaos $(ARGS)
 
 format: $(VENV)/.dev ## put the code in order
 	@$(VENV)/bin/ruff check --quiet --fix . || true

@@ -1,0 +1,1 @@
+"""What the harness runs: a library as a user of posthouse would write it."""

@@ -1,0 +1,60 @@
+"""The storm of `make chaos` in its short form, and the first call of every crash point."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.boundaries import boundaries, error_points, named_points
+from tests.chaos.recorders import Order
+from tests.chaos.report import Report
+from tests.chaos.storm import Storm, storm
+
+pytestmark = pytest.mark.timeout(150)
+
+BLOWS = (
+    "worker killed",
+    "worker frozen past its lease",
+    "worker deployed",
+    "Redis killed, AOF always",
+    "Redis killed, AOF everysec",
+    "connections reset",
+    "connections silent",
+    "replies cut",
+    "duplicate deliveries",
+    "API killed",
+)
+
+
+def passed(report: Report) -> None:
+    print(f"\n{report.table()}")
+    assert report.good, report.table()
+
+
+async def test_a_short_storm(tmp_path: Path) -> None:
+    order = Order(0, legs=4, pace_ms=120, nap_ms=300)
+    assert order.steps >= 20
+    wanted = Storm(
+        seed=4,
+        seconds=13,
+        runs=20,
+        faults=8,
+        clients=12,
+        order=order,
+        pauses=(0.1, 0.5),
+        nemeses=BLOWS,
+    )
+    passed(await storm(wanted, tmp_path))
+
+
+async def test_the_first_call_of_every_crash_point(tmp_path: Path) -> None:
+    def first(calls: dict[str, int]) -> list[object]:
+        return [point for point in named_points(calls) if point.trap.call == 1]
+
+    report = await boundaries(tmp_path, first, at_once=8)
+    assert len(report.faults) == 9 * 4
+    passed(report)
+
+
+async def test_every_fourth_call_fails_once(tmp_path: Path) -> None:
+    report = await boundaries(tmp_path, lambda calls: error_points(calls)[::4], at_once=8)
+    passed(report)
