@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 from api_app import schemas
 from api_app.main import create_app
 from api_app.problems import Problem
+from posthouse.cli.main import app as posthouse
 from posthouse.embedded.standin.app import create_app as create_standin
 from posthouse.events.types import EVENT
 from posthouse.llm.retry import RetryPolicy
@@ -241,6 +242,8 @@ def test_a_command_is_there(snippet: Snippet) -> None:
                 module, _, name = place.rpartition(".")
                 assert find_spec(module) is not None
                 assert name == "WorkerSettings"
+            case [".venv/bin/posthouse", name, *_]:
+                assert name in {info.callback.__name__ for info in posthouse.registered_commands}
             case ["curl" | "export" | "kill", *_]:
                 pass
             case _:
