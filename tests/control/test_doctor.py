@@ -112,7 +112,7 @@ async def a_job_of_no_run(yard: Yard) -> list[tuple[Kind, str, str]]:
 
 async def jobs_that_nobody_may_take(yard: Yard) -> list[tuple[Kind, str, str]]:
     jobs = [f"{yard.ids[name]}:1" for name in ("working", "napping", "ended")]
-    jobs += [f"{yard.ids['waiting']}:7", "what is this"]
+    jobs += [f"{yard.ids['waiting']}:7"]
     for job in jobs:
         await yard.redis.zadd(keys.QUEUE, {job: 5})
     return [(Kind.STALE_JOB, keys.QUEUE, job) for job in jobs]
@@ -189,7 +189,7 @@ async def waits_of_an_ended_run(yard: Yard) -> list[tuple[Kind, str, str]]:
 
 async def passing_things_that_stay(yard: Yard) -> list[tuple[Kind, str, str]]:
     lost = [keys.worker("dead"), keys.claims("c")]
-    await yard.redis.hset(lost[0], "pid", 1)
+    await yard.redis.hset(lost[0], mapping={"pid": 1, "seen_at": 1})
     await yard.redis.rpush(lost[1], GONE)
     return [(Kind.LASTING, key, "") for key in lost]
 
@@ -407,3 +407,14 @@ async def test_a_fleet_at_work_is_no_finding(redis: Redis, valkey_url: str) -> N
         assert set(await carrying) == {Status.COMPLETED}
         assert await doctor.examine() == []
         assert looks > 3
+
+
+async def test_what_is_somebody_elses_is_left_alone(yard: Yard, doctor: Doctor) -> None:
+    await yard.redis.zadd(keys.QUEUE, {"what is this": 5, "0123abcd": 5})
+    await yard.redis.set("arq:job:0123abcd", "theirs")
+    await yard.redis.zadd("index:products", {"horse": 0})
+    await yard.redis.zadd(keys.DUE, {"theirs": 1})
+    await yard.redis.hset("worker:billing", "name", "x")
+    before = await everything(yard.redis)
+    assert await doctor.mend(await doctor.examine()) == []
+    assert await everything(yard.redis) == before

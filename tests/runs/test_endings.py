@@ -325,3 +325,41 @@ async def test_runs_that_wait_too_long_and_a_full_redis_refuse_too(redis: Redis)
     await sweep_all(transitions, redis)
     assert int(await redis.hget(keys.SWEEP, "memory") or 1) == 0
     await transitions.accept(acceptance())
+
+
+async def test_a_run_whose_time_is_over_is_not_tried_again(redis: Redis) -> None:
+    transitions = Transitions(redis)
+    await transitions.accept(acceptance())
+    run = await claim_one(transitions)
+    await transitions.finish(run, run.seq, FAILED)
+    await redis.hset(keys.run(run.run_id), "ended_at", 1)
+    seen = int(await field(redis, run.run_id, "seq"))
+    with pytest.raises(NotFound):
+        await transitions.retry(run.run_id, "default", seen, [])
+
+
+async def test_a_timeout_says_too_which_effects_are_in_doubt(redis: Redis) -> None:
+    transitions, journal = Transitions(redis), JournalStore(redis)
+    await transitions.accept(acceptance(timeout_ms=5_000))
+    run = await claim_one(transitions)
+    doubt = Draft(event=ToolInDoubt(tool="send", call_id="c"), step="s")
+    await journal.start(run, run.seq, steps=["s"], intents=[doubt])
+    await overdue(redis, run.run_id)
+    await sweep_all(transitions, redis)
+    assert (await types_of(redis, run.run_id))[-2:] == ["tool.in_doubt", "run.failed"]
+
+
+async def test_who_comes_when_the_first_waits_too_long_is_told_a_true_time(redis: Redis) -> None:
+    transitions = Transitions(redis, admission=Admission(age_ms=1000))
+    for _ in range(20):
+        await transitions.accept(acceptance())
+    run = (await transitions.claim("w1", "c1", LEASE, 1, READABLE))[0]
+    first = (await redis.zrange(keys.QUEUE, 0, 0))[0].decode().partition(":")[0]
+    await redis.hset(keys.run(first), "updated_at", 1)
+    seconds, _ = await redis.time()
+    slow = {"since": seconds * 1000 - 9_000, "count": 1, "former_count": 0, "former_ms": 0}
+    await redis.hset(keys.DRAINED, mapping=slow)
+    with pytest.raises(QueueFull) as refused:
+        await transitions.accept(acceptance())
+    assert 15 <= refused.value.retry_after <= 30
+    assert run.run_id != first

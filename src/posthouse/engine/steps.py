@@ -142,8 +142,10 @@ class JournalledSteps:
             return await step.work()
         if step.key not in self._intents:
             await self._write(lambda: self._intend(intent.doubt))
+            await self._shared.leases.confirmed(self._held)
             return await step.work()
         await self._write(lambda: self._start(f"{step.key}/doubt", [intent.doubt]))
+        await self._shared.leases.confirmed(self._held)
         return await (intent.instead or step.work)()
 
     async def _intend(self, doubt: Draft) -> None:

@@ -56,7 +56,9 @@ def master_pool(url: str, **options: Any) -> "MasterPool":
 def _address(host: str) -> tuple[str, int]:
     parts = urlsplit(f"//{host}")
     if not parts.hostname or parts.path:
-        raise ValueError(f"{host!r} is no sentinel; it has to be {_FORM}")
+        raise ValueError(
+            f"there is a host that is none; it has to be {_FORM} (a / or # in a password is written %2F or %23)"
+        )
     return parts.hostname, parts.port or PORT
 
 

@@ -20,19 +20,19 @@ if key ~= '' then
   end
 end
 
--- Seconds until a tenth of what may wait has been taken, as fast as the fleet took runs lately.
-local function patience(waiting)
+-- Seconds until so many have been taken, as fast as the fleet took runs lately.
+local function patience(so_many)
   local drained = redis.call('HMGET', KEY.drained, 'count', 'since', 'former_count', 'former_ms')
   local count, ms = number(drained[1]) + number(drained[3]), now - number(drained[2]) + number(drained[4])
   if count == 0 or not drained[2] then return 30 end
-  return math.min(300, math.max(1, math.ceil((waiting - most + most / 10) * ms / count / 1000)))
+  return math.min(300, math.max(1, math.ceil(so_many * ms / count / 1000)))
 end
 
 local waiting = redis.call('ZCOUNT', KEY.queue, int(BAND), '+inf')
-if waiting >= most then return { 'full', 'depth', patience(waiting) } end
+if waiting >= most then return { 'full', 'depth', patience(waiting - most + most / 10) } end
 local first = redis.call('ZRANGEBYSCORE', KEY.queue, int(BAND), '+inf', 'LIMIT', 0, 1)[1]
 local since = first and number(redis.call('HGET', KEY.run(string.match(first, '^%w+') or ''), 'updated_at')) or 0
-if since > 0 and now - since > longest then return { 'full', 'age', patience(waiting) } end
+if since > 0 and now - since > longest then return { 'full', 'age', patience(waiting / 10) } end
 if number(redis.call('HGET', KEY.sweep, 'memory')) >= mark then return { 'full', 'memory', 30 } end
 
 local run = { id = id, out = {}, seq = 0, epoch = 0, dispatch = 0, workflow = workflow, version = version }

@@ -8,14 +8,7 @@ if run.status == 'cancelled' then return { 'cancelled', run.status } end
 if TERMINAL[run.status] then return { 'ended', run.status } end
 
 local owner, claim_fence = run.owner, int(run.epoch) .. ':' .. run.claim
-local events = {}
--- An effect that was begun and not committed may or may not have happened: nobody will find out by doing it again.
-local starts = redis.call('HGETALL', KEY.starts(id))
-for i = 1, #starts, 2 do
-  local step = string.match(starts[i], '^intent:(.*)$')
-  local agent, data = string.match(starts[i + 1], '^%d+|([^|]*)|(.*)$')
-  if step and data then events[#events + 1] = { 'tool.in_doubt', agent, step, data } end
-end
+local events = in_doubt(run)
 events[#events + 1] = event
 conclude(run, 'fenced', 'cancelled', events, '', '')
 dismiss(owner, id, claim_fence)

@@ -8,7 +8,6 @@ if run.crashes + 1 >= limit then
   return { 'poisoned' }
 end
 redis.call('ZADD', KEY.due, int(now), id)
-redis.call('HSET', KEY.run(id), 'crashes', int(run.crashes + 1))
-end_ownership(run, 'crashed', run.status)
+end_ownership(run, 'crashed', run.status, 'crashes', int(run.crashes + 1))
 enqueue(run, 0, 'crash')
 return { 'crashed' }

@@ -32,10 +32,13 @@ local function is_stale(job)
   return TERMINAL[run.status] or run.claim ~= '' or job ~= id .. ':' .. int(run.dispatch) or is_parked(run)
 end
 
+-- Somebody else's keys may be in the same database: what is not named by a run of ours is left alone.
+local function ours(id) return #id == 26 and string.match(id, '^[0-7][0-9A-HJKMNP-TV-Z]+$') ~= nil end
+
 local examine = {}
 
 function examine.entry(key, job)
-  if redis.call('ZSCORE', key, job) and is_stale(job) then
+  if ours(string.match(job, '^[^:]*')) and redis.call('ZSCORE', key, job) and is_stale(job) then
     find('stale_job', key, job, 'removed', function()
       redis.call('ZREM', key, job)
       drop_job(job)
@@ -44,12 +47,14 @@ function examine.entry(key, job)
 end
 
 function examine.job(key)
-  if redis.call('EXISTS', key) == 1 and is_stale(string.match(key, '^arq:[%a-]+:(.*)$')) then
+  local job = string.match(key, '^arq:[%a-]+:(.*)$')
+  if ours(string.match(job, '^[^:]*')) and redis.call('EXISTS', key) == 1 and is_stale(job) then
     find('stale_job', key, '', 'deleted', function() redis.call('DEL', key) end)
   end
 end
 
 function examine.due(key, id)
+  if not ours(id) then return end
   local _, state = look_up(id)
   if state == 'gone' and redis.call('ZSCORE', key, id) then
     find('stale_due', key, id, 'removed', function() redis.call('ZREM', key, id) end)
@@ -57,6 +62,7 @@ function examine.due(key, id)
 end
 
 function examine.index(key, id)
+  if not ours(id) then return end
   local run, state = look_up(id)
   if not redis.call('ZSCORE', key, id) or (not run and state ~= 'gone') then return end
   if run and (key == KEY.index(run.tenant) or key == KEY.index(run.tenant, run.status)) then return end
@@ -72,6 +78,7 @@ function examine.part(key)
 end
 
 function examine.passing(key)
+  if string.sub(key, 1, 7) == 'worker:' and redis.pcall('HEXISTS', key, 'seen_at') ~= 1 then return end
   if redis.call('PTTL', key) == -1 then
     find('lasting', key, '', 'kept for 5 more minutes', function() redis.call('PEXPIRE', key, KEPT) end)
   end

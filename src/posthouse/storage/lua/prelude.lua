@@ -220,11 +220,26 @@ local function dismiss(owner, id, fence)
   if owner ~= '' then redis.call('PUBLISH', KEY.lost(owner), id .. ' ' .. fence) end
 end
 
+-- An effect that was begun and not committed may or may not have happened: nobody will find out by doing it again.
+local function in_doubt(run)
+  local events, starts = {}, redis.call('HGETALL', KEY.starts(run.id))
+  for i = 1, #starts, 2 do
+    local step = string.match(starts[i], '^intent:(.*)$')
+    local agent, data = string.match(starts[i + 1], '^%d+|([^|]*)|(.*)$')
+    if step and data and redis.call('HEXISTS', KEY.journal(run.id), step) == 0 then
+      events[#events + 1] = { 'tool.in_doubt', agent, step, data }
+    end
+  end
+  return events
+end
+
 -- `as` is what its owner is told when it was the owner who said so.
 local function fail(run, code, as)
   local owner, fence = run.owner, int(run.epoch) .. ':' .. run.claim
   if code == 'poisoned' then redis.call('ZADD', KEY.index(run.tenant, 'dead'), 0, run.id) end
-  conclude(run, as or 'fenced', 'failed', { { 'run.failed', '', '', PROBLEM[code] } }, '', PROBLEM[code])
+  local events = in_doubt(run)
+  events[#events + 1] = { 'run.failed', '', '', PROBLEM[code] }
+  conclude(run, as or 'fenced', 'failed', events, '', PROBLEM[code])
   dismiss(owner, run.id, fence)
 end
 

@@ -11,6 +11,8 @@ local retries = number(redis.call('HGET', KEY.run(id), 'retries'))
 if not TERMINAL[run.status] then return { retries > 0 and 'retried' or 'live', run.status } end
 if run.status == 'completed' then return { 'completed', run.status } end
 if run.seq ~= seen then return { 'moved', run.status } end
+-- Its time is over: Redis may have dropped its journal already, and only the sweep has not come yet.
+if number(redis.call('HGET', KEY.run(id), 'ended_at')) + run.ttl <= now then return { 'missing', '' } end
 
 redis.call('ZADD', KEY.due, int(now + GRACE), id)
 for _, key in ipairs(own_keys(id)) do redis.call('PERSIST', key) end
