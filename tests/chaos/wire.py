@@ -55,10 +55,19 @@ async def _body(reader: asyncio.StreamReader, head: bytes) -> bytes:
 async def _answer(writer: asyncio.StreamWriter, answer: Answer) -> None:
     if isinstance(answer, bytes):
         length = b"Content-Length: %d\r\n" % len(answer)
+        _check_open(writer)
         writer.write(_HEAD % (b"application/json", length) + answer)
     else:
+        _check_open(writer)
         writer.write(_HEAD % (b"text/event-stream", b""))
         async for piece in answer:
+            _check_open(writer)
             writer.write(piece)
             await writer.drain()
     await writer.drain()
+
+
+def _check_open(writer: asyncio.StreamWriter) -> None:
+    # uvloop has an error of its own for a client that was killed meanwhile.
+    if writer.is_closing():
+        raise ConnectionResetError

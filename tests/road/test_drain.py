@@ -11,7 +11,7 @@ from posthouse import clock
 
 pytestmark = [pytest.mark.guarantee("G7"), pytest.mark.timeout(110)]
 
-RESTARTS = 20
+RESTARTS = 6
 
 
 async def test_one_long_run_over_many_rolling_restarts(new_road, tmp_path):
