@@ -34,7 +34,8 @@ async def test_one_long_run_over_many_rolling_restarts(new_road, tmp_path):
         done = Counter(line.split()[1] for line in await road.noted(note, 1))
         assert set(done.values()) == {1}
         assert len(done) == record["output"]["steps"]
-        assert road.said("exit code 0") == RESTARTS
+        # The last one may still be on its way out.
+        assert road.said("exit code 0") in (RESTARTS - 1, RESTARTS)
         assert road.complaints() == []
 
 
