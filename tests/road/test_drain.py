@@ -34,8 +34,9 @@ async def test_one_long_run_over_many_rolling_restarts(new_road, tmp_path):
         done = Counter(line.split()[1] for line in await road.noted(note, 1))
         assert set(done.values()) == {1}
         assert len(done) == record["output"]["steps"]
-        # The last one may still be on its way out.
-        assert road.said("exit code 0") in (RESTARTS - 1, RESTARTS)
+        async with asyncio.timeout(30):  # the last ones may still be on their way out
+            while road.said("exit code 0") < RESTARTS:  # noqa: ASYNC110 - it says so on its screen
+                await asyncio.sleep(0.05)
         assert road.complaints() == []
 
 
