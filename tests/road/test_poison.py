@@ -60,7 +60,7 @@ async def test_a_poison_run_beside_innocents(new_road, tmp_path):
         await road.healed()
         again = await road.http.post(f"{API}/runs/{poison}/retry")
         assert again.status_code == 202, again.text
-        assert again.json()["status"] == "pending"
+        assert again.json()["status"] in {"pending", "running"}  # a free worker is quick
         assert await dead_letters(road) == []
         record = await road.ended(poison)
         assert (record["status"], record["error"]["code"]) == ("failed", "poisoned")
