@@ -10,23 +10,35 @@ UV := $(firstword $(wildcard $(VENV)/bin/uv) .venv-lock/bin/uv)
 COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
 INPUTS := pyproject.toml requirements/runtime.txt requirements/build.txt
 
+# Else each of the processes that work together, and that tests start by the hundred, compiles all of it again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check chaos format lock clean
+.PHONY: help setup demo demo-orchestrate up test long check chaos format lock clean
 
 help: ## what there is
-	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | while IFS='|' read -r name text; do printf '%-14s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | while IFS='|' read -r name text; do printf '%-24s %s\n' "$$name" "$$text"; done
 
 setup: $(VENV)/.dev ## a virtual environment with everything, in .venv
 
 demo: $(VENV)/.runtime ## a research run from start to end, on this machine alone
 	@exec $(VENV)/bin/posthouse demo $(ARGS)
 
+demo-orchestrate: $(VENV)/.runtime ## several agents by a plan that is approved, on this machine alone
+	@exec $(VENV)/bin/posthouse demo-orchestrate $(ARGS)
+
 up: $(VENV)/.runtime ## the whole service on this machine, until Ctrl-C
 	@exec $(VENV)/bin/posthouse up $(ARGS)
 
-# Two at a time: many tests wait for processes. A file's tests stay together, as they share a stack.
+# Three at a time: many tests wait for processes. A file's tests stay together, as they share a stack, and the files keep
+# the order of tests/conftest.py.
+PYTEST := $(PY) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
 test: check ## every check and every test
-	@$(PY) -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	@$(PYTEST) $(ARGS)
+
+long: $(VENV)/.dev ## every test in its long form: more examples, whole megabytes, each start a real one
+	@$(PYTEST) --long $(ARGS)
 
 check: $(VENV)/.dev ## lint, format, types, import contracts
 	@$(VENV)/bin/ruff check --quiet .
@@ -43,7 +55,7 @@ format: $(VENV)/.dev ## put the code in order
 
 lock: $(UV) ## choose the newest versions that fit, and pin them with hashes
 	$(UV) $(COMPILE) --upgrade --extra web pyproject.toml -o requirements/runtime.txt
-	$(UV) $(COMPILE) --upgrade --extra web --extra dev pyproject.toml -o requirements/dev.txt
+	$(UV) $(COMPILE) --upgrade --extra web --extra anthropic --extra dev pyproject.toml -o requirements/dev.txt
 	$(UV) $(COMPILE) --upgrade --group build -c requirements/dev.txt -o requirements/build.txt
 
 clean: ## everything that make made, but no data
