@@ -11,16 +11,37 @@ from redis.asyncio import Redis
 from api_app.document import add_problem_document
 from api_app.guard import BodyGuard, Edge, named_hosts
 from api_app.problems import add_problem_handlers
-from api_app.routes import control, fleet, front, health, runs, streams, tutorial, workflows
+from api_app.routes import (
+    control,
+    fleet,
+    front,
+    health,
+    inputs,
+    plans,
+    runs,
+    schedules,
+    streams,
+    tutorial,
+    usage,
+    workflows,
+)
 from api_app.service import Service, said_once
+from posthouse.budget.ledger import Ledger
 from posthouse.control.fleet import Fleet
+from posthouse.control.inputs import Replies
 from posthouse.control.journal import Journal
+from posthouse.control.plan import Plans
+from posthouse.control.retrying import Retries
+from posthouse.control.schedules import Timetable
 from posthouse.control.submission import Submissions
+from posthouse.control.usage import Accounts
 from posthouse.events.hub import Hub
 from posthouse.events.log import EventLog
+from posthouse.inputs.store import Inputs
 from posthouse.registry import named_libraries, parts_of
 from posthouse.runs.records import Records
 from posthouse.runs.transitions import Admission, Transitions
+from posthouse.schedules.store import Schedules
 from posthouse.settings import Settings
 from posthouse.storage.connect import connect
 from posthouse.telemetry import Metrics
@@ -75,7 +96,18 @@ def build_app(
     app.add_middleware(BodyGuard, limit=settings.max_body_bytes)
     app.add_middleware(Edge, hosts=named_hosts(settings.hosts))
     add_problem_handlers(app)
-    for room in (streams, runs, control, fleet, tutorial, workflows):
+    for room in (
+        streams,
+        runs,
+        plans,
+        usage,
+        inputs,
+        control,
+        fleet,
+        schedules,
+        tutorial,
+        workflows,
+    ):
         app.include_router(room.router, prefix="/api/v1", dependencies=[Depends(said_once)])
     app.include_router(health.router)
     app.include_router(front.router)
@@ -96,17 +128,27 @@ def _service(
         memory_percent=settings.memory_percent,
     )
     transitions = Transitions(redis, admission=admission)
+    journal = Journal(redis)
+    submissions = Submissions(transitions, definitions, ttl_seconds=settings.workflow_ttl_seconds)
+    asked = Inputs(redis)
+    kept = Schedules(redis, admission=admission)
     return Service(
         redis=redis,
         hub=hub,
         log=EventLog(redis),
         records=Records(redis),
-        journal=Journal(redis),
+        journal=journal,
+        plans=Plans(redis, journal),
+        accounts=Accounts(redis),
+        ledger=Ledger(redis),
+        retries=Retries(redis, journal),
         fleet=Fleet(redis),
         transitions=transitions,
-        submissions=Submissions(
-            transitions, definitions, ttl_seconds=settings.workflow_ttl_seconds
-        ),
+        submissions=submissions,
+        inputs=asked,
+        replies=Replies(asked),
+        schedules=kept,
+        timetable=Timetable(kept, submissions),
         workflows=definitions,
         metrics=Metrics(CollectorRegistry()),
         keep_alive_seconds=settings.keep_alive_seconds,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from http import HTTPStatus
+from itertools import pairwise
 from typing import Any
 
 import orjson
@@ -15,13 +16,14 @@ from starlette.types import Scope
 
 from api_app.names import canonical
 from posthouse.control.submission import LONGEST_LOCATION
-from posthouse.errors import QueueFull, RequestCode, RequestError, StorageUnavailable
+from posthouse.errors import InvalidAnswer, QueueFull, RequestCode, RequestError, StorageUnavailable
 from posthouse.ids import is_ulid
 
 STATUS = {
     RequestCode.INVALID_REQUEST: 400,
     RequestCode.NOT_FOUND: 404,
     RequestCode.CONFLICT: 409,
+    RequestCode.GONE: 410,
     RequestCode.PAYLOAD_TOO_LARGE: 413,
     RequestCode.IDEMPOTENCY_MISMATCH: 422,
     RequestCode.QUEUE_FULL: 429,
@@ -32,6 +34,7 @@ TITLES = {
     RequestCode.INVALID_REQUEST: "The request is not valid",
     RequestCode.NOT_FOUND: "There is no such thing",
     RequestCode.CONFLICT: "The thing's state does not allow this",
+    RequestCode.GONE: "The time for this is over",
     RequestCode.PAYLOAD_TOO_LARGE: "The body is too large",
     RequestCode.IDEMPOTENCY_MISMATCH: "The idempotency key belongs to another request",
     RequestCode.QUEUE_FULL: "No further run is taken in now",
@@ -43,6 +46,8 @@ METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 MEDIA_TYPE = "application/problem+json"
 TUTORIAL_PREFIX = "/api/v1/workflows/"
 MOST_ERRORS = 20
+# Where in a path the id of a run stands: behind one of these.
+RUNS = ("runs", "workflows")
 EVENT_STREAM = "text/event-stream"
 COME_BACK = b"retry: 2000\n\n"
 
@@ -100,7 +105,7 @@ def problem(
         "request_id": request_id(scope),
     }
     parts = map(canonical, scope["path"].split("/"))
-    run_id = next((part for part in parts if is_ulid(part)), None)
+    run_id = next((part for room, part in pairwise(parts) if room in RUNS and is_ulid(part)), None)
     if run_id is not None:
         body["run_id"] = run_id
     if errors:
@@ -129,7 +134,10 @@ def add_problem_handlers(app: FastAPI) -> None:
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
     wait = {"Retry-After": str(error.retry_after)} if isinstance(error, QueueFull) else None
-    return problem(request.scope, error.code, str(error), errors=error.errors, headers=wait)
+    status = 422 if isinstance(error, InvalidAnswer) else None
+    return problem(
+        request.scope, error.code, str(error), status=status, errors=error.errors, headers=wait
+    )
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:

@@ -54,6 +54,8 @@ class ProgressFrames:
             self._status = Status(item.type.removeprefix("run."))
         elif item.type in STATUS_AFTER:
             self._status = STATUS_AFTER[item.type]
+        elif item.type == "run.waiting" and _waits_for_a_person(item):
+            self._status = Status.AWAITING_INPUT
         else:
             return False
         return True
@@ -68,6 +70,10 @@ class ProgressFrames:
         if item.type in TERMINAL_TYPES:
             message |= _ending(await self._record(), item.seq)
         return b"id: %d\ndata: %b\n\n" % (item.seq, orjson.dumps(message))
+
+
+def _waits_for_a_person(item: Logged) -> bool:
+    return bool(orjson.loads(item.envelope)["data"].get("wait_reason") == "input")
 
 
 def _step(item: Logged) -> dict[str, Any]:

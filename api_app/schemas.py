@@ -16,6 +16,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from api_app.money import budget_view, usage_view
+from posthouse.budget.model import Budget, BudgetState
 from posthouse.clock import iso, wall_ms
 from posthouse.control.fleet import WorkerState
 from posthouse.control.journal import StepDone
@@ -76,6 +78,14 @@ class RunRequest(BaseModel):
         strict=True,
         description="From its start; then it fails with `timeout`.",
     )
+    budget: Budget | None = Field(
+        None, description="The most that the run and all below it may spend; USD, seconds."
+    )
+    models: dict[str, list[str]] = Field(
+        default_factory=dict,
+        max_length=2,
+        description="Models by tier (`fast`, `smart`) in place of the fleet's, as `provider:model`.",
+    )
 
 
 class RetryRequest(BaseModel):
@@ -95,6 +105,14 @@ class ResearchRequest(BaseModel):
 
     topic: str
     depth: Literal["standard", "deep"] = "standard"
+
+
+class OrchestrateRequest(BaseModel):
+    """A goal to reach."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    goal: str
 
 
 def accepted_view(run_id: str, workflow: str, created_at: int) -> dict[str, Any]:
@@ -117,7 +135,7 @@ def summary_view(record: RunRecord) -> dict[str, Any]:
         "wait_reason": record.wait_reason,
         "error": error_view(record),
         "metadata": record.metadata,
-        "usage": record.usage.model_dump(),
+        "usage": usage_view(record.usage),
         "seq": record.seq,
         "epoch": record.epoch,
         "retries": record.retries,
@@ -132,12 +150,20 @@ def summary_view(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def run_view(record: RunRecord, steps: Iterable[StepDone]) -> dict[str, Any]:
+def run_view(
+    record: RunRecord,
+    steps: Iterable[StepDone],
+    budget: BudgetState | None = None,
+    open_inputs: Iterable[str] = (),
+) -> dict[str, Any]:
     """A run as it is shown by itself; what its steps returned is shown with the steps."""
     return summary_view(record) | {
         "input": record.input,
         "output": record.output,
+        "models": record.models,
+        "budget": budget_view(budget),
         "steps": [step_view(step) for step in steps],
+        "open_inputs": list(open_inputs),
     }
 
 

@@ -11,14 +11,22 @@ import orjson
 from fastapi import Depends, Request, Response
 from redis.asyncio import Redis
 
+from posthouse.budget.ledger import Ledger
 from posthouse.control.fleet import Fleet
+from posthouse.control.inputs import Replies
 from posthouse.control.journal import Journal
+from posthouse.control.plan import Plans
+from posthouse.control.retrying import Retries
+from posthouse.control.schedules import Timetable
 from posthouse.control.submission import LONGEST_LOCATION, Submissions
+from posthouse.control.usage import Accounts
 from posthouse.errors import InvalidRequest, StorageUnavailable
 from posthouse.events.hub import Hub
 from posthouse.events.log import EventLog
+from posthouse.inputs.store import Inputs
 from posthouse.runs.records import Records
 from posthouse.runs.transitions import Transitions
+from posthouse.schedules.store import Schedules
 from posthouse.telemetry import Metrics
 from posthouse.workflows.definition import Workflow
 
@@ -36,9 +44,17 @@ class Service:
     log: EventLog
     records: Records
     journal: Journal
+    plans: Plans
+    accounts: Accounts
+    ledger: Ledger
+    retries: Retries
     fleet: Fleet
     transitions: Transitions
     submissions: Submissions
+    inputs: Inputs
+    replies: Replies
+    schedules: Schedules
+    timetable: Timetable
     workflows: Mapping[str, Workflow[Any, Any]]
     metrics: Metrics
     keep_alive_seconds: float

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import inspect
 import os
 import shutil
@@ -15,7 +16,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from redis.asyncio import Redis
+
+from tests.starts import Starter
 
 START_SECONDS = 15.0
 STOP_SECONDS = 10.0
@@ -23,6 +27,42 @@ STOP_SECONDS = 10.0
 BOUND_TO_US = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
 )
+
+
+# What starts many processes waits a lot: these begin first, so that no processor is idle at the end.
+EARLY = ("chaos", "road", "cli", "worker")
+SHORT_EXAMPLES = 50  # where a test does not say how many
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make long` gives it."""
+    parser.addoption("--long", action="store_true", help="every proof in its long form")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """How many examples each property is tried with."""
+    settings.register_profile("short", max_examples=SHORT_EXAMPLES)
+    settings.register_profile("long", max_examples=300)
+    settings.load_profile("long" if config.getoption("long") else "short")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; else in their order."""
+    rooms = {room: number for number, room in enumerate(EARLY)}
+    here = Path(__file__).parent
+    items.sort(key=lambda item: rooms.get(item.path.relative_to(here).parts[0], len(EARLY)))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: nobody looks through it again for what can be thrown away."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def long(pytestconfig: pytest.Config) -> bool:
+    """Whether to prove at length; else a test may do with less, or with smaller, of the same."""
+    return bool(pytestconfig.getoption("long"))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -175,11 +215,18 @@ def _clean_environment() -> Iterator[None]:
     kept = dict(os.environ)
     for name in kept:
         ours = name.startswith("POSTHOUSE_") and not name.startswith("POSTHOUSE_TEST_")
-        if ours or name.startswith("OPENAI_") or name == "REDIS_URL":
+        if ours or name.startswith(("OPENAI_", "ANTHROPIC_")) or name == "REDIS_URL":
             del os.environ[name]
     yield
     os.environ.clear()
     os.environ.update(kept)
+
+
+@pytest.fixture(scope="session")
+def starter(tmp_path_factory: pytest.TempPathFactory, long: bool) -> Iterator[Starter]:
+    """Runs `python -m` to its end; in the short form forked from a process that has it imported."""
+    with Starter(tmp_path_factory.mktemp("starts"), forked=not long) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

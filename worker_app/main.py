@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from posthouse import __version__, ids
 from posthouse.agents.loop import AgentLoop
+from posthouse.engine.clockwork import Clockwork
 from posthouse.engine.dismissals import Dismissals
 from posthouse.engine.engine import Engine, Identity
 from posthouse.engine.leases import Leases
@@ -24,10 +25,13 @@ from posthouse.engine.steps import Bounds, Shared
 from posthouse.engine.suspects import Suspects
 from posthouse.errors import ConfigurationError
 from posthouse.journal.store import JournalStore
+from posthouse.llm.endpoints import secrets_of
+from posthouse.llm.prices import prices_of
 from posthouse.logs import configure_logs
 from posthouse.queue.worker import NET_SECONDS, fleet_worker, stock_settings
 from posthouse.registry import named_libraries
-from posthouse.runs.transitions import Transitions
+from posthouse.runs.transitions import Admission, Transitions
+from posthouse.schedules.store import Schedules
 from posthouse.settings import Settings
 from posthouse.storage.connect import connect
 from posthouse.storage.fitness import require_fit
@@ -35,7 +39,7 @@ from posthouse.storage.scripts import Scripts
 from posthouse.storage.sentinel import is_sentinel
 from posthouse.telemetry import Metrics, MetricsServer
 from posthouse.tools.attempts import limited
-from worker_app.outside import Outside, outside
+from worker_app.outside import Outside, endpoints_in, outside, routes_in
 from worker_app.own_process import OwnProcess
 
 
@@ -79,9 +83,9 @@ def build(settings: Settings, identity: Identity, make_scripts: MakeScripts = Sc
         limited(stock.tools.values()),
         world.resources,
         metrics,
-        model=settings.openai_model,
         max_iterations=settings.max_agent_iterations,
         timeout_seconds=settings.agent_timeout_seconds,
+        prices=prices_of(settings.prices),
     )
     scripts = make_scripts(redis)
     transitions = Transitions(redis, scripts)
@@ -99,14 +103,26 @@ def build(settings: Settings, identity: Identity, make_scripts: MakeScripts = Sc
     workshop = Workshop(
         transitions, shared, known, stock.agents, loop, metrics, dismissals, suspects
     )
-    engine = Engine(workshop, identity, settings.worker_slots)
+    schedules = Schedules(redis, scripts, _admission(settings))
+    versions = {flow.name: flow.version for flow in stock.workflows.values()}
+    clockwork = Clockwork(schedules, transitions, versions, metrics)
+    engine = Engine(workshop, identity, settings.worker_slots, clockwork)
     served = metrics.serve(settings.metrics_port, settings.host) if settings.metrics_port else None
     return Plant(engine, stock, redis, world, served)
 
 
+def _admission(settings: Settings) -> Admission:
+    return Admission(
+        depth=settings.max_queue,
+        age_ms=int(settings.max_queue_seconds * 1000),
+        memory_percent=settings.memory_percent,
+    )
+
+
 def log_to_stderr(settings: Settings, identity: Identity) -> None:
-    keys = (settings.openai_api_key, settings.search_api_key)
+    keys = [settings.search_api_key]
     secrets = [key.get_secret_value() for key in keys if key]
+    secrets += secrets_of(endpoints_in(settings))
     configure_logs(settings.log_level, process=identity.worker_id, secrets=secrets)
 
 
@@ -146,12 +162,17 @@ async def work(settings: Settings, make_scripts: MakeScripts = Scripts) -> None:
 
 def _say_what_started(settings: Settings, stock: Stock) -> None:
     log = structlog.get_logger()
+    endpoints = endpoints_in(settings)
+    routes = routes_in(settings, endpoints)
     log.info(
         "worker_started",
         version=__version__,
         redis=settings.redis_url,
-        model=settings.openai_model,
-        endpoint=settings.openai_base_url or "OpenAI",
+        model=", ".join(map(str, routes.smart)),
+        fast_model=", ".join(map(str, routes.fast)),
+        endpoint=", ".join(
+            f"{one.name} ({one.base_url or one.kind})" for one in endpoints.values()
+        ),
         slots=settings.worker_slots,
         workflows=sorted(stock.workflows),
         agents=sorted(stock.agents),

@@ -8,7 +8,7 @@ from api_app.names import RunId
 from api_app.routes.runs import shown
 from api_app.schemas import RetryRequest
 from api_app.service import TENANT, Serving, promptly
-from posthouse.control.retrying import RETRYABLE, steps_to_repeat
+from posthouse.control.retrying import RETRYABLE, Again
 from posthouse.runs.model import Status
 
 router = APIRouter(prefix="/runs", tags=["runs"])
@@ -31,11 +31,11 @@ async def cancel_run(service: Serving, run_id: RunId) -> Response:
 async def retry_run(
     service: Serving, run_id: RunId, wanted: Annotated[RetryRequest, Body()] = _AS_IT_IS
 ) -> Response:
-    """Steps that failed are done again, finished ones are kept; 409 for a live or completed run."""
+    """Steps and subtasks that failed are done again, finished ones are kept; 409 for a live or completed run."""
     async with promptly():
         record = await service.records.get(run_id, TENANT)
-        again: list[str] = []
-        if record.status in RETRYABLE:
-            again = steps_to_repeat(await service.journal.steps(run_id), wanted.from_step)
-        await service.transitions.retry(run_id, TENANT, record.seq, again)
+        again = Again(steps=())
+        if record.status in RETRYABLE and record.parent is None:
+            again = await service.retries.of(run_id, wanted.from_step)
+        await service.transitions.retry(run_id, TENANT, record.seq, again.steps, again.children)
         return await shown(service, run_id, 202, Location=f"/api/v1/runs/{run_id}")

@@ -78,6 +78,8 @@ async def post_run(
             priority=wanted.priority,
             not_before_ms=0 if wanted.not_before is None else milliseconds(wanted.not_before),
             timeout_ms=round((wanted.timeout_seconds or 0) * 1000),
+            budget=wanted.budget,
+            models=wanted.models,
         ),
     )
     body = accepted_view(accepted.run_id, wanted.workflow, accepted.created_at)
@@ -167,8 +169,11 @@ async def delete_run(service: Serving, run_id: RunId) -> Response:
 
 
 async def shown(service: Service, run_id: str, status: int = 200, **headers: str) -> Response:
-    """The record with its steps."""
+    """The record with its steps, and the ids of the questions that are open in it and below it."""
     async with promptly():
         record: RunRecord = await service.records.get(run_id, TENANT)
         steps = await service.journal.steps(run_id)
-    return json_response(run_view(record, steps), status, **headers)
+        waits = not record.terminal
+        open_inputs = await service.inputs.open_ids(run_id, record.root) if waits else []
+        budget = await service.ledger.of(record.root) if record.budget else None
+    return json_response(run_view(record, steps, budget, open_inputs), status, **headers)

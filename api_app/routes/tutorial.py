@@ -2,12 +2,15 @@
 
 from fastapi import APIRouter, Response
 
+from api_app.inputs import InputAnswer
 from api_app.names import RunId
+from api_app.routes.inputs import answered
 from api_app.routes.runs import IdempotencyKey, accepted_response, checked_key, submit
 from api_app.routes.streams import After, LastEventId, progress_stream, starting_point
-from api_app.schemas import ResearchRequest, tutorial_view
+from api_app.schemas import OrchestrateRequest, ResearchRequest, tutorial_view
 from api_app.service import TENANT, Service, Serving, json_response, promptly
 from posthouse.control.submission import Submission
+from posthouse.runs.transitions import Accepted
 
 router = APIRouter(prefix="/workflows", tags=["tutorial"])
 
@@ -27,8 +30,25 @@ async def post_research(
             key=checked_key(idempotency_key),
         ),
     )
-    body = {"workflow_id": accepted.run_id, "status": "pending"}
-    return accepted_response(accepted, f"/api/v1/workflows/{accepted.run_id}", body)
+    return _accepted(accepted)
+
+
+@router.post("/orchestrate", status_code=202, summary="Start an orchestrator")
+async def post_orchestrate(
+    service: Serving, wanted: OrchestrateRequest, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Answers 202 when the run is in Redis."""
+    accepted = await submit(
+        service,
+        Submission(
+            route="POST /api/v1/workflows/orchestrate",
+            tenant=TENANT,
+            workflow="orchestrator",
+            input=wanted.model_dump(),
+            key=checked_key(idempotency_key),
+        ),
+    )
+    return _accepted(accepted)
 
 
 @router.get(
@@ -47,6 +67,20 @@ async def stream_progress(
 ) -> Response:
     """A message whenever the progress changes; the last one has the output or the error."""
     return await progress_stream(service, workflow_id, starting_point(last_event_id, after))
+
+
+def _accepted(accepted: Accepted) -> Response:
+    body = {"workflow_id": accepted.run_id, "status": "pending"}
+    return accepted_response(accepted, f"/api/v1/workflows/{accepted.run_id}", body)
+
+
+@router.post("/{workflow_id}/input", summary="Answer the one open question of a run")
+async def post_workflow_input(
+    service: Serving, workflow_id: RunId, answer: InputAnswer
+) -> Response:
+    """The run as it goes on; 409 when no question is open, or several, which it lists."""
+    await answered(service, workflow_id, answer)
+    return await show(service, workflow_id)
 
 
 async def show(service: Service, workflow_id: str) -> Response:

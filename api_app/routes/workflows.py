@@ -36,7 +36,7 @@ async def post_workflow(service: Serving, name: str) -> Response:
     definition = _definition(service, name)
     raise NotFound(
         f"runs of {definition.name!r} are submitted at POST /api/v1/runs, with the name as"
-        " `workflow`; the short route exists for research only"
+        " `workflow`; there are short routes for research and orchestrate only"
     )
 
 

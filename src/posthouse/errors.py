@@ -3,21 +3,27 @@
 PosthouseError
 ├── RequestError              the caller of the API mends the request
 │   ├── InvalidRequest
+│   │   └── InvalidAnswer     what a person said does not fit what was asked
 │   ├── NotFound
 │   ├── Conflict
 │   ├── IdempotencyMismatch
+│   ├── Gone
 │   ├── PayloadTooLarge
 │   └── QueueFull
 ├── StorageUnavailable        the API answers 503; a worker waits and goes on
 ├── ConfigurationError        the operator mends a setting or a definition
 ├── ToolFailed                the model is told, and adapts
 ├── EndpointDown              the run waits without a worker until the model's endpoint may be asked again
+│   └── RateLimited           the same, until a limit on its rate leaves room
 └── RunFailed                 the run ends with a public code
     ├── ModelUnavailable      transient: backed off and tried again, then the run ends
     ├── InvalidOutput         the model is told what was wrong, a bounded number of times
+    ├── InvalidPlan           the planner was told so too, or a person sent its plans back
     ├── ContentRefused
     ├── StepFailed
     ├── LimitReached
+    ├── BudgetExceeded        nothing more is bought; what there is is the result, or a person gives more
+    ├── InputExpired
     └── Fatal                 fails at once; the operator is woken
 
 Parked, OwnershipLost         control flow of the engine (BaseException): no workflow code catches them
@@ -35,6 +41,7 @@ class RequestCode(StrEnum):
     INVALID_REQUEST = "invalid_request"
     NOT_FOUND = "not_found"
     CONFLICT = "conflict"
+    GONE = "gone"
     IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
     PAYLOAD_TOO_LARGE = "payload_too_large"
     QUEUE_FULL = "queue_full"
@@ -55,6 +62,9 @@ class RunCode(StrEnum):
     MAX_ITERATIONS = "max_iterations"
     POISONED = "poisoned"
     LOOP_DETECTED = "loop_detected"
+    INVALID_PLAN = "invalid_plan"
+    BUDGET_EXCEEDED = "budget_exceeded"
+    INPUT_EXPIRED = "input_expired"
     FATAL = "fatal"
 
 
@@ -83,6 +93,9 @@ FAULTS: Mapping[RunCode, Fault] = {
     RunCode.TOOL_FAILED: _STAYS,
     RunCode.MAX_ITERATIONS: _STAYS,
     RunCode.LOOP_DETECTED: _STAYS,
+    RunCode.INVALID_PLAN: _STAYS,
+    RunCode.BUDGET_EXCEEDED: _STAYS,
+    RunCode.INPUT_EXPIRED: _STAYS,
     RunCode.POISONED: _STAYS,
     RunCode.FATAL: _STAYS,
 }
@@ -108,6 +121,10 @@ class InvalidRequest(RequestError):
     code = RequestCode.INVALID_REQUEST
 
 
+class InvalidAnswer(InvalidRequest):
+    """The answer to a question does not fit what was asked."""
+
+
 class NotFound(RequestError):
     """There is no such thing, or it belongs to another tenant."""
 
@@ -118,6 +135,12 @@ class Conflict(RequestError):
     """The thing is in a state that does not allow this."""
 
     code = RequestCode.CONFLICT
+
+
+class Gone(RequestError):
+    """The time for this is over."""
+
+    code = RequestCode.GONE
 
 
 class IdempotencyMismatch(RequestError):
@@ -166,8 +189,12 @@ class EndpointDown(PosthouseError):
     """The breaker of a model's endpoint is open; it may be asked again after `wait_seconds`."""
 
     def __init__(self, wait_seconds: float) -> None:
-        super().__init__("the model's endpoint is not asked: it failed again and again")
+        super().__init__("the model's endpoint is not asked for a while")
         self.wait_seconds = wait_seconds
+
+
+class RateLimited(EndpointDown):
+    """The model's endpoint takes no more now, by a limit that it or the operator set."""
 
 
 class RunFailed(PosthouseError):
@@ -198,6 +225,13 @@ class InvalidOutput(RunFailed):
         super().__init__(message, code=RunCode.INVALID_OUTPUT)
 
 
+class InvalidPlan(RunFailed):
+    """There is no plan that holds, or none that a person agreed to."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code=RunCode.INVALID_PLAN)
+
+
 class ContentRefused(RunFailed):
     """The model declined to answer."""
 
@@ -219,6 +253,21 @@ class LimitReached(RunFailed):
         super().__init__(message, code=RunCode.MAX_ITERATIONS)
 
 
+class BudgetExceeded(RunFailed):
+    """What the run may spend is spent; `what` is the limit, as in the event budget.exceeded."""
+
+    def __init__(self, message: str, *, what: str = "") -> None:
+        super().__init__(message, code=RunCode.BUDGET_EXCEEDED)
+        self.what = what
+
+
+class InputExpired(RunFailed):
+    """Nobody answered in time, and the question said that the run fails then."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code=RunCode.INPUT_EXPIRED)
+
+
 class Fatal(RunFailed):
     """Nothing but a person mends this: a bad key, an unknown model, a fault in the code."""
 
@@ -233,9 +282,12 @@ def readable(text: str) -> str:
 
 _BY_CODE = {
     RunCode.INVALID_OUTPUT: InvalidOutput,
+    RunCode.INVALID_PLAN: InvalidPlan,
     RunCode.CONTENT_REFUSED: ContentRefused,
     RunCode.TOOL_FAILED: StepFailed,
     RunCode.MAX_ITERATIONS: LimitReached,
+    RunCode.BUDGET_EXCEEDED: BudgetExceeded,
+    RunCode.INPUT_EXPIRED: InputExpired,
     RunCode.FATAL: Fatal,
 }
 

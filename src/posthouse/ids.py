@@ -13,6 +13,11 @@ def new_run_id() -> str:
     return str(ULID())
 
 
+def new_schedule_id() -> str:
+    """A new ULID, as a run's."""
+    return str(ULID())
+
+
 def is_ulid(text: str) -> bool:
     """Whether the text is a ULID in its canonical, upper-case form."""
     return _ULID.fullmatch(text) is not None

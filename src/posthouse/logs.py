@@ -30,8 +30,8 @@ _SECRET_TEXT = (
 # A shorter key is a word, such as the stand-in's, and hiding a word hides the log.
 SECRET_LENGTH = 12
 # These write a line per request or per job, which ours say better.
-_QUIET = ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "asyncio", "arq")
-_REROUTED = ("uvicorn", "uvicorn.error", "uvicorn.access", "arq", "redis", "openai")
+_QUIET = ("httpx", "httpx2", "httpcore", "httpcore2", "openai", "anthropic", "asyncio", "arq")
+_REROUTED = ("uvicorn", "uvicorn.error", "uvicorn.access", "arq", "redis", "openai", "anthropic")
 
 
 def configure_logs(

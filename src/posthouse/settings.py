@@ -17,6 +17,12 @@ class Settings(BaseSettings):
     openai_api_key: SecretStr | None = Field(None, validation_alias="OPENAI_API_KEY")
     openai_base_url: str | None = Field(None, validation_alias="OPENAI_BASE_URL")
     openai_model: str = Field("gpt-4o", validation_alias="OPENAI_MODEL")
+    anthropic_api_key: SecretStr | None = Field(None, validation_alias="ANTHROPIC_API_KEY")
+    models_smart: str = Field("", validation_alias="POSTHOUSE_MODELS_SMART")
+    models_fast: str = Field("", validation_alias="POSTHOUSE_MODELS_FAST")
+    # A secret as a whole, as keys of endpoints are in it.
+    endpoints: SecretStr | None = Field(None, validation_alias="POSTHOUSE_ENDPOINTS")
+    prices: str = Field("", validation_alias="POSTHOUSE_PRICES")
     max_agent_iterations: int = Field(10, ge=1, le=100, validation_alias="MAX_AGENT_ITERATIONS")
     agent_timeout_seconds: float = Field(120.0, gt=0, validation_alias="AGENT_TIMEOUT_SECONDS")
     workflow_ttl_seconds: int = Field(3600, ge=1, validation_alias="WORKFLOW_TTL_SECONDS")

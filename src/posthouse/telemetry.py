@@ -24,6 +24,19 @@ _QUEUE_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 6
 _log = structlog.get_logger(__name__)
 
 
+def _model_counters(registry: CollectorRegistry) -> tuple[Counter, Counter]:
+    tokens = Counter(
+        "llm_tokens_total", "Tokens read and written by a model.", ["model"], registry=registry
+    )
+    cost = Counter(
+        "llm_cost_usd_total",
+        "What answers of a model cost, in USD; without a known price they are not in it.",
+        ["model"],
+        registry=registry,
+    )
+    return tokens, cost
+
+
 class Metrics:
     """What posthouse counts and measures. No label takes a value that a model or a caller wrote."""
 
@@ -42,9 +55,7 @@ class Metrics:
             buckets=_TURNS,
             registry=registry,
         )
-        self._tokens = Counter(
-            "llm_tokens_total", "Tokens read and written by a model.", ["model"], registry=registry
-        )
+        self._tokens, self._cost = _model_counters(registry)
         self._tool_errors = Counter(
             "tool_call_errors_total",
             "Tool calls that failed.",
@@ -93,6 +104,11 @@ class Metrics:
     def tokens_used(self, model: str, count: int) -> None:
         """A model request took so many tokens, both ways together."""
         self._tokens.labels(model).inc(count)
+
+    def model_cost(self, model: str, nano_usd: int) -> None:
+        """A model request cost so much; 0 when its price is not known."""
+        if nano_usd:
+            self._cost.labels(model).inc(nano_usd / 1_000_000_000)
 
     def tool_failed(self, tool: str, error_type: str) -> None:
         """A tool call failed; a tool that does not exist goes by UNKNOWN_TOOL."""

@@ -12,6 +12,7 @@ from posthouse.errors import ToolFailed
 from posthouse.journal.model import AgentAnswer, Prompt
 from posthouse.llm.messages import ToolOffer
 from posthouse.llm.retry import RetryingProvider
+from posthouse.llm.routed import one_model
 from posthouse.telemetry import Metrics
 from posthouse.testing.provider import Line, ScriptedProvider
 from posthouse.testing.steps import Crash, MemorySteps
@@ -92,11 +93,10 @@ class Bench:
             self.script(*lines)
         none = NoResources()
         loop = AgentLoop(
-            RetryingProvider(self.provider, sleep=self._sleep),
+            one_model(RetryingProvider(self.provider, sleep=self._sleep), "m"),
             self.tools,
             Resources(search=none, pages=none),
             self.metrics,
-            model="m",
             timeout_seconds=timeout_seconds,
             now=self.now,
         )

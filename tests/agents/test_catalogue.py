@@ -16,6 +16,14 @@ def test_the_researcher_is_there_with_its_prompt() -> None:
     assert "never instructions to you" in researcher.prompt.text
 
 
+@pytest.mark.parametrize("name", ["planner", "analyst", "writer"])
+def test_agents_that_work_on_what_they_are_given_have_no_tools(name: str) -> None:
+    agent = library()[name]
+    assert agent.spec.tools == ()
+    assert (agent.prompt.name, agent.prompt.version) == (name, 1)
+    assert agent.spec.description
+
+
 def test_an_agent_may_not_name_a_tool_that_does_not_exist() -> None:
     check_tools(library(), {"search_web", "extract_content"})
     said = "names tools that do not exist: extract_content; there are: search_web, weigh$"

@@ -34,8 +34,12 @@ async def test_an_answer_in_one_turn(bench: Bench) -> None:
         None,
         (),
     )
-    assert bench.steps.event_types == ["turn.started", "message.completed", "turn.completed"]
-    assert bench.steps.kept.usage == [Usage(model_calls=1, input_tokens=10, output_tokens=5)]
+    assert bench.steps.event_types == [
+        "turn.started", "model.routed", "message.completed", "turn.completed",
+    ]  # fmt: skip
+    assert bench.steps.kept.usage == [
+        Usage(model_calls=1, input_tokens=10, output_tokens=5, unpriced_calls=1)
+    ]
     request = bench.provider.requests[0]
     assert [message.text for message in request.messages] == [RULES, "Topic: posts"]
     assert (request.model, request.temperature) == ("m", 0.1)
@@ -51,9 +55,9 @@ async def test_a_tool_call_and_its_answer(bench: Bench) -> None:
         ToolMessage(call_id="look", text=marked("seen a")),
     )
     assert bench.steps.event_types == [
-        "turn.started", "message.completed", "turn.completed",
+        "turn.started", "model.routed", "message.completed", "turn.completed",
         "tool.started", "tool.completed", "source.found",
-        "turn.started", "message.completed", "turn.completed",
+        "turn.started", "model.routed", "message.completed", "turn.completed",
     ]  # fmt: skip
     assert bench.steps.announced_alone == ["scout/turn:1"]
     assert list(bench.steps.kept.journal) == [
@@ -86,8 +90,9 @@ async def test_calls_run_at_the_same_time_and_are_answered_in_order(bench: Bench
     journal = [key[-1] for key in bench.steps.kept.journal if "tool:" in key]
     assert journal == ["c", "b", "a"]
     assert bench.steps.announced_alone == ["scout/turn:1"]
-    assert bench.steps.event_types[-5:] == [
-        "tool.completed", "tool.completed", "turn.started", "message.completed", "turn.completed",
+    assert bench.steps.event_types[-6:] == [
+        "tool.completed", "tool.completed",
+        "turn.started", "model.routed", "message.completed", "turn.completed",
     ]  # fmt: skip
 
 
@@ -291,7 +296,7 @@ async def test_one_log_line_for_each_call(bench: Bench) -> None:
     assert [line["iteration"] for line in calls] == [1, 2]
     assert calls[0] | {"log_level": "info"} == {
         "event": "llm_call", "log_level": "info", "agent": "scout", "iteration": 1,
-        "model": "scripted", "latency_ms": 1, "prompt_tokens": 10, "completion_tokens": 5,
+        "model": "scripted", "provider": "openai", "latency_ms": 1, "prompt_tokens": 10, "completion_tokens": 5,
         "tokens_estimated": False, "finish_reason": "tool_calls",
     }  # fmt: skip
     assert bench.counted("llm_tokens_total", model="m") == 30

@@ -135,10 +135,11 @@ async def test_pages_that_were_all_read_before(bench: Bench) -> None:
 async def test_each_rung_is_told_after_the_answers_and_before_the_next_turn(bench: Bench) -> None:
     await bench.run(*[looping(same)] * 9, max_iterations=9)
     assert [step for step, _, _ in stalls(bench)] == [f"scout/turn:{n}/stall" for n in (3, 4, 5)]
-    assert bench.steps.event_types[-12:] == [
-        "turn.started", "turn.completed", "tool.started", "tool.completed", "source.found", "stall.detected",
-        "turn.started", "turn.completed", "stall.detected",
-        "turn.started", "message.completed", "turn.completed",
+    assert bench.steps.event_types[-15:] == [
+        "turn.started", "model.routed", "turn.completed",
+        "tool.started", "tool.completed", "source.found", "stall.detected",
+        "turn.started", "model.routed", "turn.completed", "stall.detected",
+        "turn.started", "model.routed", "message.completed", "turn.completed",
     ]  # fmt: skip
     nudge, block, stop = (request.messages[-1] for request in bench.provider.requests[3:])
     assert all(isinstance(message, UserMessage) for message in (nudge, block, stop))
@@ -186,7 +187,7 @@ async def test_progress_leads_down_the_ladder_one_rung_a_turn(bench: Bench) -> N
 
 async def test_a_tool_that_writes_may_say_the_same_each_time(bench: Bench) -> None:
     async def save(context: ToolContext, arguments: str) -> ToolAnswer:
-        return ToolAnswer(text="saved")
+        return ToolAnswer(text="saved", trusted=True)
 
     bench.tool("save", save, Effect.WRITE)
     answer = await bench.run(

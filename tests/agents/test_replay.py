@@ -86,7 +86,7 @@ async def test_text_that_a_crash_cut_is_superseded(bench: Bench) -> None:
     bench.reopen()
     await bench.run(say("Whole."))
     assert bench.steps.event_types == [
-        "turn.started", "message.superseded", "message.completed", "turn.completed",
+        "turn.started", "message.superseded", "model.routed", "message.completed", "turn.completed",
     ]  # fmt: skip
 
 

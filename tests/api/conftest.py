@@ -3,7 +3,7 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -66,7 +66,14 @@ class Scribe:
         self.envelopes: list[bytes] = []
 
     async def write(
-        self, kind: str, *, agent: str = "", step: str = "", data: str = "{}", publish: bool = True
+        self,
+        kind: str,
+        *,
+        agent: str = "",
+        step: str = "",
+        data: str = "{}",
+        publish: bool = True,
+        record: Mapping[str, str | int] | None = None,
     ) -> None:
         self.seq += 1
         head = {"seq": self.seq, "type": kind, "run_id": self.run_id, "epoch": 1, "time": 5}
@@ -77,7 +84,7 @@ class Scribe:
         async with self.redis.pipeline(transaction=True) as pipe:
             entry |= {"agent": agent, "step": step, "data": data}
             pipe.xadd(keys.events(self.run_id), entry, id=f"{self.seq}-0")
-            pipe.hset(keys.run(self.run_id), "seq", self.seq)
+            pipe.hset(keys.run(self.run_id), mapping={**(record or {}), "seq": self.seq})
             if publish:
                 pipe.publish(keys.events(self.run_id), text)
             await pipe.execute()
@@ -93,11 +100,10 @@ class Scribe:
             await self.redis.zadd(keys.index("default", status), {self.run_id: 0})
 
     async def end(self, status: str = "completed", **fields: str | int) -> None:
-        """The record first, as no script shows one without the other."""
+        """Both in one, as no script shows one without the other."""
         text = {"output": '{"text":"hi"}'} if status in ("completed", "incomplete") else {}
         ended = {"status": status, "ended_at": 1_700_000_000_009} | text | fields
-        await self.redis.hset(keys.run(self.run_id), mapping=ended | {"seq": self.seq + 1})
-        await self.write(f"run.{status}")
+        await self.write(f"run.{status}", record=ended)
 
     async def step(self, key: str, **outcome: object) -> None:
         whole = {"seq": self.seq, "epoch": 1, "time": 1_700_000_000_005} | outcome
@@ -209,9 +215,9 @@ def serve() -> Callable:
         async with httpx.AsyncClient(base_url=base, timeout=10) as opened:
             assert (await opened.get("/health/live")).status_code == 200
             yield Api(app, opened, port)
-            server.should_exit = True
-            async with asyncio.timeout(5):
-                await task
+        server.should_exit = True  # when nothing is connected any more, it has nothing to wait for
+        async with asyncio.timeout(5):
+            await task
 
     return serving
 

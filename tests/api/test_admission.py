@@ -55,6 +55,13 @@ def flows(errand) -> dict[str, Workflow]:
 
 
 @pytest.fixture
+async def app(settings, redis, flows):
+    made = build_app(settings, flows)
+    async with made.router.lifespan_context(made):
+        yield made
+
+
+@pytest.fixture
 async def api(settings, redis, serve, flows):
     async with serve(build_app(settings, flows)) as serving:
         yield serving
@@ -168,8 +175,8 @@ async def test_a_plain_run_shows_what_nobody_asked_for(api):
         ("not_before", "2027-01-01T00" + "0" * 50_000),
     ],
 )
-async def test_what_is_no_time_and_no_number_is_refused(api, redis, field, value):
-    response = await api.client.post(RUNS, json=WANTED | {field: value})
+async def test_what_is_no_time_and_no_number_is_refused(client, redis, field, value):
+    response = await client.post(RUNS, json=WANTED | {field: value})
     body = response.json()
     assert (response.status_code, body["code"]) == (400, "invalid_request"), response.text
     assert [error["location"] for error in body["errors"]] == [field]
@@ -177,15 +184,15 @@ async def test_what_is_no_time_and_no_number_is_refused(api, redis, field, value
     assert await redis.keys("run:*") == []
 
 
-async def test_a_run_for_next_year_but_one_is_refused(api):
-    response = await api.client.post(RUNS, json=WANTED | {"not_before": in_days(400)})
+async def test_a_run_for_next_year_but_one_is_refused(client):
+    response = await client.post(RUNS, json=WANTED | {"not_before": in_days(400)})
     assert response.json()["detail"] == "not_before: must be within a year from now"
 
 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e999"])
-async def test_a_timeout_that_is_no_number_is_refused(api, text):
+async def test_a_timeout_that_is_no_number_is_refused(client, text):
     body = f'{{"workflow":"errand","input":{{}},"timeout_seconds":{text}}}'
-    response = await api.client.post(RUNS, content=body.encode())
+    response = await client.post(RUNS, content=body.encode())
     assert (response.status_code, response.json()["code"]) == (400, "invalid_request")
 
 

@@ -14,6 +14,7 @@ from posthouse.errors import ToolFailed
 from posthouse.journal.model import Prompt
 from posthouse.llm.providers.openai import openai_provider
 from posthouse.llm.retry import RetryingProvider
+from posthouse.llm.routed import one_model
 from posthouse.telemetry import Metrics
 from posthouse.testing.fleet import LocalFleet
 from posthouse.tools.model import Page, Resources, SearchHit
@@ -82,7 +83,7 @@ async def test_cancel_over_http_drops_the_call_to_the_model(
     provider = openai_provider(api_key=None, base_url=url)
     resources = Resources(search=none, pages=none)
     metrics = Metrics(CollectorRegistry())
-    runner = AgentLoop(RetryingProvider(provider), {}, resources, metrics, model="m")
+    runner = AgentLoop(one_model(RetryingProvider(provider), "m"), {}, resources, metrics)
     fleet = LocalFleet(valkey_url, [FLOW], agents={"scout": SCOUT}, runner=runner, lease_seconds=60)
     async with serve(build_app(settings, {"ask": FLOW})) as api, fleet:
         fleet.worker(slots=1)

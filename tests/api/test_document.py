@@ -2,7 +2,7 @@ async def test_the_document_says_what_an_error_looks_like(client):
     document = (await client.get("/openapi.json")).json()
 
     operations = [op for path in document["paths"].values() for op in path.values()]
-    assert len(operations) == 20
+    assert len(operations) == 32
     for operation in operations:
         for status in ("4XX", "5XX"):
             [(kind, content)] = operation["responses"][status]["content"].items()

@@ -36,11 +36,8 @@ def test_importing_the_api_loads_no_agent_and_no_sdk():
 @pytest.mark.parametrize(
     "wrong", [{"POSTHOUSE_PORT": "many"}, {"REDIS_URL": "http://x"}, {"POSTHOUSE_LOG_LEVEL": "x"}]
 )
-def test_wrong_settings_are_one_line_and_code_2(tmp_path, wrong):
-    done = subprocess.run(
-        [sys.executable, "-m", "api_app"],
-        env=environment(**wrong), cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+def test_wrong_settings_are_one_line_and_code_2(starter, tmp_path, wrong):
+    done = starter.run("api_app", env=environment(**wrong), cwd=tmp_path)
 
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1

@@ -124,6 +124,7 @@ EVERYTHING = [
     ("DELETE", f"{RUNS}/01ARZ3NDEKTSV4RRFFQ69G5FAV"),
     ("GET", "/api/v1/workflows/01ARZ3NDEKTSV4RRFFQ69G5FAV"),
     ("GET", "/api/v1/workflows/01ARZ3NDEKTSV4RRFFQ69G5FAV/stream"),
+    ("GET", "/api/v1/inputs"),
     ("GET", "/health/ready"),
 ]  # fmt: skip
 
@@ -140,6 +141,12 @@ async def test_an_event_source_is_told_to_come_back(valkey, serve, build):
                 assert (response.status_code, response.text) == (200, "retry: 2000\n\n")
             elif method != "POST":
                 assert response.status_code == 503
+
+
+async def timed(api, method: str, path: str, body: object) -> tuple[str, httpx.Response, float]:
+    began = time.monotonic()
+    response = await api.client.request(method, path, json=body if method == "POST" else None)
+    return path, response, time.monotonic() - began
 
 
 @pytest.mark.parametrize("how", ["stop", "freeze", "fill", "replicate"])
@@ -159,11 +166,9 @@ async def test_without_redis_every_route_is_a_503_within_a_second(valkey, serve,
                 await redis.replicaof("127.0.0.1", 1)
         routes = EVERYTHING if how in ("stop", "freeze") else [EVERYTHING[0], EVERYTHING[-1]]
         wanted = {"workflow": "echo", "input": {"text": "hi"}}
-        for method, path in routes:
-            body = wanted if method == "POST" else None
-            began = time.monotonic()
-            response = await api.client.request(method, path, json=body)
-            took = time.monotonic() - began
+        for path, response, took in await asyncio.gather(
+            *(timed(api, method, path, wanted) for method, path in routes)
+        ):
             assert (response.status_code, response.json()["code"]) == (503, "unavailable"), path
             assert response.json()["retryable"] is True
             assert response.headers["retry-after"] == "1"

@@ -1,4 +1,4 @@
-"""`python -m tests.chaos`: the storm; or recovery, boundaries, errors, restarts, slots. Exit code 1 on any breach."""
+"""`python -m tests.chaos`: the storm; or recovery, boundaries, errors, restarts, slots, dags. 1 on any breach."""
 
 import argparse
 import asyncio
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import uvloop
 
+from tests.chaos import dags
 from tests.chaos.boundaries import boundaries, error_points, named_points
 from tests.chaos.recovery import recovery
 from tests.chaos.report import Report, progress
@@ -24,7 +25,7 @@ def arguments() -> argparse.Namespace:
         "what",
         nargs="?",
         default="storm",
-        choices=["storm", "recovery", "boundaries", "errors", "restarts", "slots"],
+        choices=["storm", "recovery", "boundaries", "errors", "restarts", "slots", "dags"],
     )
     parser.add_argument("--seed", type=int, default=None, help="replays that schedule of faults")
     parser.add_argument("--minutes", type=float, default=10.0)
@@ -33,7 +34,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, default=None, help="where the report is written to")
     parser.add_argument("--folder", type=Path, default=None, help="keeps logs and data there")
     parser.add_argument("--kills", type=int, default=100, help="of recovery")
-    parser.add_argument("--times", type=int, default=100, help="of restarts")
+    parser.add_argument("--times", type=int, default=100, help="of restarts, or plans of dags")
     return parser.parse_args()
 
 
@@ -56,6 +57,8 @@ async def work(given: argparse.Namespace, folder: Path) -> Report:
             return await restarts(folder, given.times, tell)
         case "slots":
             return await slots(folder, seed, Load(), tell)
+        case "dags":
+            return await dags.dags(folder, seed, dags.Load(plans=given.times), tell)
         case _:
             wanted = Storm(seed, given.minutes * 60, given.runs, given.faults)
             return await storm(wanted, folder, tell)

@@ -40,6 +40,12 @@ PAGES = {
 
 
 @pytest.fixture
+def alone(environment: dict[str, str]) -> dict[str, str]:
+    """With one worker, where a second would show nothing more."""
+    return environment | {"POSTHOUSE_WORKERS": "1"}
+
+
+@pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
@@ -115,46 +121,61 @@ async def test_demo_shows_events_and_a_report_with_its_sources(environment: dict
     assert processes_of(environment) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_up_stays_until_it_is_told_to_stop(
-    environment: dict[str, str], number: signal.Signals
+async def test_demo_orchestrate_shows_a_plan_an_approval_and_the_workers(
+    environment: dict[str, str],
 ) -> None:
-    async with command(environment, "up") as process:
-        text = await read_until(process.stdout, "Ctrl-C stops everything")
-        url = f"http://127.0.0.1:{environment['POSTHOUSE_PORT']}"
-        assert f"curl -X POST {url}/api/v1/runs -d '{{" in text
-        assert f"curl -N {url}/api/v1/runs/RUN_ID/stream" in text
-        assert re.search(
-            r"^  Model     the stand-in model at http://127\S+/v1, ", text, re.MULTILINE
-        )
-        async with httpx.AsyncClient(trust_env=False) as http:
-            assert (await http.get(f"{url}/health/ready")).status_code == 200
-        assert len(processes_of(environment)) >= 7
-        process.send_signal(number)
-        assert await process.wait() == 0
+    async with command(environment, "demo-orchestrate") as process:
+        output, _ = await process.communicate()
+    text = output.decode()
+    assert process.returncode == 0, text
+    assert "asks a person (plan)" in text
+    assert "approved by this command" in text
+    assert re.search(r"^  completed in .* · 3 subtasks · on 2 workers$", text, re.MULTILINE), text
+    assert re.search(r"^  comparison \(analyst\) after first-aspect, second-aspect$", text, re.M), (
+        text
+    )
+    assert re.search(r"^  all( +[\d,]+){4} +unknown$", text, re.MULTILINE), text
+    assert len(set(re.findall(r"\S+\.md\b", text.partition("What was read")[2]))) >= 2, text
     assert processes_of(environment) == []
 
 
-async def test_two_signals_end_it_at_once(environment: dict[str, str]) -> None:
-    async with command(environment, "up") as process:
+async def test_up_stays_until_it_is_told_to_stop(alone: dict[str, str]) -> None:
+    async with command(alone, "up") as process:
+        text = await read_until(process.stdout, "Ctrl-C stops everything")
+        url = f"http://127.0.0.1:{alone['POSTHOUSE_PORT']}"
+        assert f"curl -X POST {url}/api/v1/runs -d '{{" in text
+        assert f"curl -N {url}/api/v1/runs/RUN_ID/stream" in text
+        assert re.search(
+            r"^  Model {8,}the stand-in model at http://127\S+/v1, ", text, re.MULTILINE
+        )
+        async with httpx.AsyncClient(trust_env=False) as http:
+            assert (await http.get(f"{url}/health/ready")).status_code == 200
+        assert len(processes_of(alone)) >= 6
+        process.send_signal(signal.SIGINT)  # SIGTERM: below
+        assert await process.wait() == 0
+    assert processes_of(alone) == []
+
+
+async def test_two_signals_end_it_at_once(alone: dict[str, str]) -> None:
+    async with command(alone, "up") as process:
         await read_until(process.stdout, "Ctrl-C stops everything")
         process.send_signal(signal.SIGINT)
         await read_until(process.stdout, "stopping")
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGINT)
         assert await process.wait() == 0
-    assert processes_of(environment) == []
+    assert processes_of(alone) == []
 
 
 async def test_the_line_for_one_more_worker_starts_one_on_this_stack(
-    environment: dict[str, str],
+    alone: dict[str, str],
 ) -> None:
-    bare = environment | {"POSTHOUSE_CORPUS": "", "POSTHOUSE_WORKERS": "1"}
-    async with command(environment | {"POSTHOUSE_WORKERS": "1"}, "up") as process:
+    bare = dict(alone)
+    async with command(alone, "up") as process:
         text = await read_until(process.stdout, "Ctrl-C stops everything")
         line = next(line for line in text.splitlines() if line.endswith(" -m worker_app"))
         given = dict(word.split("=", 1) for word in shlex.split(line)[:-3])
-        assert given["POSTHOUSE_CORPUS"] == environment["POSTHOUSE_CORPUS"]
+        assert given["POSTHOUSE_CORPUS"] == alone["POSTHOUSE_CORPUS"]
         del bare["POSTHOUSE_CORPUS"]
         worker = await asyncio.create_subprocess_exec(
             *("/bin/sh", "-c", f"exec env {line.strip()}"), env=bare
@@ -169,16 +190,16 @@ async def test_the_line_for_one_more_worker_starts_one_on_this_stack(
             assert await worker.wait() == 0
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
-    assert processes_of(environment) == []
+    assert processes_of(alone) == []
 
 
 async def test_with_a_redis_of_ones_own_its_faults_are_said_and_no_data_is_claimed(
-    environment: dict[str, str], valkey: Any
+    alone: dict[str, str], valkey: Any
 ) -> None:
     async with Redis.from_url(valkey.url) as redis:
         await redis.config_set("maxmemory-policy", "allkeys-lru")
     given = {"REDIS_URL": valkey.url, "POSTHOUSE_PORTT": "1", "POSTHOUSE_UNSAFE_REDIS": "1"}
-    async with command(environment | given, "up") as process:
+    async with command(alone | given, "up") as process:
         text = await read_until(process.stdout, "Ctrl-C stops everything")
         before, _, facts = text.partition("starting stand-in, api")
         assert f"Redis at {valkey.url} may throw runs away" in before
@@ -186,6 +207,6 @@ async def test_with_a_redis_of_ones_own_its_faults_are_said_and_no_data_is_claim
         process.send_signal(signal.SIGTERM)
         facts += await read_until(process.stdout, "stopped")
         assert await process.wait() == 0
-    assert "data" not in facts.replace(environment["POSTHOUSE_DATA_DIR"], "").lower()
+    assert "data" not in facts.replace(alone["POSTHOUSE_DATA_DIR"], "").lower()
     assert "the log stays in" in facts
-    assert processes_of(environment) == []
+    assert processes_of(alone) == []

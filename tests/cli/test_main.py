@@ -6,14 +6,18 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from posthouse.embedded.lock import data_folder
 from posthouse.embedded.ports import free_ports
+from tests.starts import Starter, run_python
 
+COMMAND = "posthouse.cli.main"
 LIMIT_SECONDS = 30
+Refused = Callable[..., str]
 
 
 @pytest.fixture
@@ -28,25 +32,19 @@ def environment(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def refused(environment: dict[str, str], *words: str) -> str:
-    """What standard error says; it has to be one line, with exit code 2."""
-    done = run(environment, *words)
-    assert done.returncode == 2, done
-    assert done.stderr.startswith("posthouse: ")
-    assert done.stderr.count("\n") == 1
-    return done.stderr
+@pytest.fixture
+def refused(starter: Starter) -> Refused:
+    """Starts the command and gives its standard error: one line, with exit code 2."""
 
+    def start(environment: dict[str, str], *words: str) -> str:
+        folder = Path(environment["POSTHOUSE_CORPUS"])
+        done = starter.run(COMMAND, *words, env=environment, cwd=folder)
+        assert done.returncode == 2, done
+        assert done.stderr.startswith("posthouse: ")
+        assert done.stderr.count("\n") == 1
+        return done.stderr
 
-def run(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "posthouse.cli.main", *words],
-        env=environment,
-        cwd=environment["POSTHOUSE_CORPUS"],
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_SECONDS,
-        check=False,
-    )
+    return start
 
 
 @pytest.mark.parametrize(
@@ -57,11 +55,13 @@ def run(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess
         (("down",), "down"),
     ],
 )
-def test_wrong_options(environment: dict[str, str], words: tuple[str, ...], said: str) -> None:
+def test_wrong_options(
+    environment: dict[str, str], refused: Refused, words: tuple[str, ...], said: str
+) -> None:
     assert said in refused(environment, *words)
 
 
-def test_a_wrong_setting_is_named(environment: dict[str, str]) -> None:
+def test_a_wrong_setting_is_named(environment: dict[str, str], refused: Refused) -> None:
     assert "POSTHOUSE_WORKERS" in refused(environment | {"POSTHOUSE_WORKERS": "many"}, "up")
 
 
@@ -78,7 +78,12 @@ def test_a_wrong_setting_is_named(environment: dict[str, str]) -> None:
     ],
 )
 def test_an_address_that_leads_nowhere(
-    environment: dict[str, str], tmp_path: Path, command: str, given: dict[str, str], said: str
+    environment: dict[str, str],
+    refused: Refused,
+    tmp_path: Path,
+    command: str,
+    given: dict[str, str],
+    said: str,
 ) -> None:
     assert refused(environment | given, command).startswith(said)
     assert not (tmp_path / "data").exists()
@@ -97,7 +102,12 @@ def test_an_address_that_leads_nowhere(
     ],
 )
 def test_a_search_that_cannot_be_used(
-    environment: dict[str, str], tmp_path: Path, command: str, given: dict[str, str], said: str
+    environment: dict[str, str],
+    refused: Refused,
+    tmp_path: Path,
+    command: str,
+    given: dict[str, str],
+    said: str,
 ) -> None:
     assert refused(environment | given, command).startswith(f"posthouse: {said}")
     assert not (tmp_path / "data").exists()
@@ -126,7 +136,12 @@ async def weigh(letter) -> str:
     ],
 )
 def test_a_library_that_cannot_be_used(
-    environment: dict[str, str], tmp_path: Path, command: str, listed: str, said: str
+    environment: dict[str, str],
+    refused: Refused,
+    tmp_path: Path,
+    command: str,
+    listed: str,
+    said: str,
 ) -> None:
     file = Path(environment["POSTHOUSE_CORPUS"]) / "mine" / "tools" / "weigh.py"
     file.parent.mkdir(parents=True)
@@ -144,15 +159,8 @@ def test_a_library_where_it_is_started_is_found_by_an_installed_command_too(
     script = tmp_path / "bin" / "command.py"
     script.parent.mkdir()
     script.write_text("from posthouse.cli.main import main\nmain()\n")
-    done = subprocess.run(
-        [sys.executable, str(script), "up"],
-        env=environment | {"POSTHOUSE_LIBRARIES": "mine", "REDIS_URL": "foo://"},
-        cwd=corpus,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_SECONDS,
-        check=False,
-    )
+    env = environment | {"POSTHOUSE_LIBRARIES": "mine", "REDIS_URL": "foo://"}
+    done = run_python(str(script), "up", env=env, cwd=corpus)
     assert done.stderr.startswith("posthouse: REDIS_URL: "), done.stderr
 
 
@@ -162,12 +170,15 @@ def test_a_library_where_it_is_started_is_found_by_an_installed_command_too(
 def test_alone_it_helps_and_it_tells_its_version(
     environment: dict[str, str], words: tuple[str, ...], said: str
 ) -> None:
-    done = run(environment, *words)
+    folder = Path(environment["POSTHOUSE_CORPUS"])
+    done = run_python("-m", COMMAND, *words, env=environment, cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(said, done.stdout)
 
 
-def test_a_port_that_is_taken(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_port_that_is_taken(
+    environment: dict[str, str], refused: Refused, tmp_path: Path
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         line = refused(environment | {"POSTHOUSE_PORT": str(port)}, "up")
@@ -176,7 +187,9 @@ def test_a_port_that_is_taken(environment: dict[str, str], tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("command", ["up", "demo"])
-def test_a_data_folder_that_is_in_use(environment: dict[str, str], command: str) -> None:
+def test_a_data_folder_that_is_in_use(
+    environment: dict[str, str], refused: Refused, command: str
+) -> None:
     with data_folder(Path(environment["POSTHOUSE_DATA_DIR"])):
         assert f"(process {os.getpid()})" in refused(environment, command)
 

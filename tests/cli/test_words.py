@@ -53,7 +53,7 @@ def test_an_event_is_one_line(event: t.Event, words: str) -> None:
 
 def test_every_stored_event_has_words() -> None:
     kinds = [kind for kind in t.Fact.__subclasses__() if kind is not t.MessageDelta]
-    values = {int: 1, str: "x", bool: True, int | None: 1, tuple[str, ...]: ()}
+    values = {int: 1, str: "x", bool: True, int | None: 1, str | None: "x", tuple[str, ...]: ()}
     for kind in kinds:
         fields = {n: values[f.annotation] for n, f in kind.model_fields.items() if n != "type"}
         assert describe(kind(**fields)) is not None, kind

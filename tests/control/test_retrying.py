@@ -3,7 +3,7 @@
 import pytest
 
 from posthouse.control.journal import StepDone
-from posthouse.control.retrying import RETRYABLE, steps_to_repeat
+from posthouse.control.retrying import RETRYABLE, Below, steps_to_repeat, with_children
 from posthouse.errors import InvalidRequest
 from posthouse.journal.model import Outcome, StepError
 from posthouse.runs.model import Status
@@ -56,3 +56,63 @@ def test_a_step_that_is_not_there_is_refused_without_naming_others(name: str) ->
 
 def test_what_can_be_tried_again() -> None:
     assert {Status.FAILED, Status.INCOMPLETE, Status.CANCELLED} == RETRYABLE
+
+
+def made(key: str, child: str, seq: int) -> StepDone:
+    return StepDone(key, Outcome(seq=seq, epoch=1, time=1, result=child))
+
+
+def below(run_id: str, parent: str, key: str, status: str, has_output: bool = False) -> Below:
+    return Below(run_id, parent, key, status, has_output)
+
+
+ROOT = [
+    made("subtask:a", "A", 1),
+    made("subtask:b", "B", 2),
+    made("subtask:a/end", "", 3),
+    made("subtask:b/end", "", 4),
+    made("subtask:c", "C", 5),
+    made("subtask:d", "D", 6),
+    made("writer/turn:1", "", 7),
+]
+BELOW = [
+    below("A", "root", "subtask:a", "completed", True),
+    below("B", "root", "subtask:b", "failed"),
+    below("C", "root", "subtask:c", "incomplete", True),
+    below("D", "root", "subtask:d", "cancelled"),
+    below("former B", "root", "subtask:b", "failed"),
+    below("E", "B", "deeper", "failed"),
+]
+
+
+@pytest.mark.parametrize(
+    ("from_step", "steps", "children"),
+    [
+        (None, (), ["B", "D"]),
+        ("writer/turn:1", ("writer/turn:1",), ["B", "D"]),
+        # The ends of children that stay are kept, but for those that are tried again.
+        (
+            "subtask:a/end",
+            ("subtask:b/end", "subtask:c", "subtask:d", "writer/turn:1"),
+            ["B"],
+        ),
+        # Children of steps that are done again are made anew.
+        (
+            "subtask:b",
+            ("subtask:b", "subtask:b/end", "subtask:c", "subtask:d", "writer/turn:1"),
+            [],
+        ),
+    ],
+)
+def test_children_without_a_result_are_tried_again_where_their_step_stays(
+    from_step: str | None, steps: tuple[str, ...], children: list[str]
+) -> None:
+    again, lower = with_children("root", ROOT, steps_to_repeat(ROOT, from_step), BELOW)
+    assert again == steps
+    assert [child.run_id for child in lower] == children
+
+
+def test_a_part_is_a_result() -> None:
+    statuses = [("completed", True), ("incomplete", True), ("incomplete", False), ("failed", False)]
+    found = [below("x", "y", "z", status, has).has_result for status, has in statuses]
+    assert found == [True, True, False, False]

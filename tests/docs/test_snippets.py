@@ -19,7 +19,7 @@ import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel, ValidationError
 
-from api_app import schemas
+from api_app import inputs, schedules, schemas
 from api_app.main import create_app
 from api_app.problems import Problem
 from posthouse.cli.main import app as posthouse
@@ -199,10 +199,12 @@ def _operation(paths: dict[str, Any], path: str, method: str) -> dict[str, Any]:
 
 def _check_body(operation: dict[str, Any], body: str) -> None:
     reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
-    model: type[BaseModel] = getattr(schemas, reference.rpartition("/")[2])
+    name = reference.rpartition("/")[2]
+    models = (getattr(module, name, None) for module in (schemas, schedules, inputs))
+    model: type[BaseModel] = next(filter(None, models))
     try:
         wanted = model.model_validate_json(body)
-        if isinstance(wanted, schemas.RunRequest):
+        if isinstance(wanted, schemas.RunRequest | schedules.ScheduleRequest):
             library()[wanted.workflow].input_model.model_validate(wanted.input)
     except ValidationError as error:
         pytest.fail(str(error))
@@ -223,11 +225,17 @@ def test_the_faults_that_are_shown_pass_by_themselves() -> None:
     assert 0 < faults < RetryPolicy().attempts
 
 
+SETTINGS = {str(field.validation_alias) for field in Settings.model_fields.values()}
+
+
 @pytest.mark.parametrize("snippet", of("bash"), ids=str)
 def test_a_command_is_there(snippet: Snippet) -> None:
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for command in commands(snippet):
-        words = [w for w in command if not re.fullmatch(r"[A-Z_]+=.*", w)]
+        given = [word for word in command if re.match(r"[A-Z_]+=", word)]
+        names = {word.partition("=")[0] for word in given}
+        assert {name for name in names if name.startswith("POSTHOUSE_")} <= SETTINGS
+        words = [word for word in command if word not in given]
         match words:
             case ["make", *wanted]:
                 assert set(wanted) <= set(targets)
@@ -243,8 +251,9 @@ def test_a_command_is_there(snippet: Snippet) -> None:
                 assert find_spec(module) is not None
                 assert name == "WorkerSettings"
             case [".venv/bin/posthouse", name, *_]:
-                assert name in {info.callback.__name__ for info in posthouse.registered_commands}
-            case ["curl" | "export" | "kill", *_]:
+                known = {info.callback.__name__ for info in posthouse.registered_commands}
+                assert name.replace("-", "_") in known
+            case ["curl" | "export" | "kill", *_] | []:
                 pass
             case _:
                 pytest.fail(f"{snippet}: nobody checks {words}")

@@ -70,3 +70,39 @@ def test_a_new_task_asks_again() -> None:
     done = after(START, calls, "rung")
     again = (*done, AssistantMessage(text="Done."), UserMessage(text="Topic: another letter"))
     assert isinstance(decide(Ask(again, (RING,))), Calls)
+
+
+ASK_USER = offer("ask_user", question={"type": "string"})
+LOOK_UP = offer("look_up")
+
+
+def called(topic: str, *offers: ToolOffer) -> list[str]:
+    calls = decide(Ask((UserMessage(text=f"Goal: Ask me.\nTopic: {topic}"),), offers))
+    return [call.name for call in calls.calls] if isinstance(calls, Calls) else []
+
+
+def test_a_person_is_asked_only_where_the_topic_says_so() -> None:
+    assert called("horses", ASK_USER) == []
+    assert called("horses", ASK_USER, RING) == ["ring"]
+    assert called("horses. Ask me which.", ASK_USER, SEARCH) == ["ask_user"]
+    assert called("horses. Ask me which.", SEARCH) == ["search_web"]
+
+
+def test_a_tool_that_the_topic_names_comes_before_the_search() -> None:
+    assert called("horses, by look_up", LOOK_UP, RING, SEARCH) == ["look_up"]
+    assert called("ring for horses", RING, SEARCH) == ["search_web"]
+    assert called("`ring` for horses", RING, SEARCH) == ["ring"]
+
+
+def test_then_it_searches_and_tells_what_was_said() -> None:
+    start = (UserMessage(text="Topic: horses. Ask me which."),)
+    asked = decide(Ask(start, (ASK_USER, SEARCH)))
+    assert isinstance(asked, Calls)
+    told = after(start, asked, "The fast ones.")
+    searched = decide(Ask(told, (ASK_USER, SEARCH)))
+    assert isinstance(searched, Calls)
+    assert [call.name for call in searched.calls] == ["search_web"]
+    text = decide(Ask(after(told, searched, '{"results": []}'), (ASK_USER, SEARCH)))
+    assert isinstance(text, Text)
+    assert "The search found nothing." in text.text
+    assert "## What other tools said\n\n- `ask_user` said: The fast ones.\n" in text.text

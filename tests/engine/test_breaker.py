@@ -18,6 +18,7 @@ from posthouse.journal.model import Prompt, Wait
 from posthouse.llm.breaker import Breaker, BreakerPolicy, Endpoint
 from posthouse.llm.guarded import Guarded
 from posthouse.llm.retry import RetryingProvider
+from posthouse.llm.routed import one_model
 from posthouse.runs.model import RunRecord, Status
 from posthouse.storage import keys
 from posthouse.telemetry import Metrics
@@ -86,11 +87,10 @@ class Fleet(LocalFleet):
         metrics, none = Metrics(CollectorRegistry()), NoResources()
         guarded = Guarded(self.provider, Breaker(redis, policy), WHERE, metrics)
         runner = AgentLoop(
-            RetryingProvider(guarded, sleep=at_once),
+            one_model(RetryingProvider(guarded, sleep=at_once), "m"),
             {},
             Resources(search=none, pages=none),
             metrics,
-            model="m",
         )
         flows = [Workflow(f.__name__, 1, "", Given, Got, f) for f in (ask, quick, both)]
         super().__init__(url, flows, agents={"scout": AGENT}, runner=runner, bounds=bounds)

@@ -14,6 +14,7 @@ from posthouse.agents.stall import TURNS_WITHOUT_PROGRESS
 from posthouse.errors import ToolFailed
 from posthouse.llm.messages import AssistantMessage, Completion, ModelRequest
 from posthouse.llm.retry import RetryingProvider
+from posthouse.llm.routed import one_model
 from posthouse.runs.model import Status
 from posthouse.storage import keys
 from posthouse.telemetry import Metrics
@@ -68,7 +69,7 @@ async def test_a_looping_model_ends_incomplete_whichever_turn_its_worker_dies_in
     provider = ScriptedProvider([model] * 20)
     resources = Resources(search=OnePage(), pages=OnePage())
     runner = AgentLoop(
-        RetryingProvider(provider), tools(), resources, Metrics(CollectorRegistry()), model="m"
+        one_model(RetryingProvider(provider), "m"), tools(), resources, Metrics(CollectorRegistry())
     )
     async with LocalFleet(
         valkey_url, [research], agents=agents(), runner=runner, lease_seconds=0.6

@@ -18,10 +18,11 @@ from posthouse.agents.spec import Agent, AgentSpec
 from posthouse.errors import ContentRefused, Fatal, ModelUnavailable, RunCode, RunFailed, ToolFailed
 from posthouse.events.types import ModelRetrying
 from posthouse.events.types import ToolFailed as ToolFailedEvent
-from posthouse.journal.model import AgentAnswer, Prompt
+from posthouse.journal.model import AgentAnswer, Parked, Prompt
 from posthouse.llm.messages import ModelRequest, OutputShape, ToolOffer, UserMessage
 from posthouse.llm.providers.openai import OpenAIProvider, openai_provider
 from posthouse.llm.retry import RetryingProvider, RetryPolicy
+from posthouse.llm.routed import one_model
 from posthouse.telemetry import Metrics
 from posthouse.testing.steps import MemorySteps
 from posthouse.tools.define import tool
@@ -97,11 +98,12 @@ class Peer:
         steps = MemorySteps()
         tools = {"weather": weather, "add": add}
         loop = AgentLoop(
-            RetryingProvider(self.provider, replace(POLICY, attempts=attempts)),
+            one_model(
+                RetryingProvider(self.provider, replace(POLICY, attempts=attempts)), "gpt-mock"
+            ),
             tools,
             Resources(search=Nothing(), pages=Nothing()),
             Metrics(CollectorRegistry()),
-            model="gpt-mock",
             timeout_seconds=20.0,
         )
         spec = AgentSpec("scout", "Looks.", "scout.v1", tools=tuple(tools))
@@ -206,6 +208,15 @@ async def test_a_tool_is_called_with_what_its_schema_asks_for(peer: Peer) -> Non
     assert (await peer.verdict())["findings"] == []
 
 
+async def test_a_long_retry_after_is_waited_for_without_a_worker(peer: Peer) -> None:
+    await peer.plan(fail(429, retry_after=9, times=None))
+    with pytest.raises(Parked) as parked:
+        await peer.agent()
+    [wait] = parked.value.waits
+    assert (wait.kind, 9000 <= (wait.after_ms or 0) <= 9900) == ("rate_limit", True)
+    assert (await peer.verdict())["attempts"] == 1
+
+
 @pytest.mark.parametrize(
     ("behavior", "kind", "code", "attempts"),
     [
@@ -215,7 +226,6 @@ async def test_a_tool_is_called_with_what_its_schema_asks_for(peer: Peer) -> Non
         (fail(400, code="content_filter"), ContentRefused, RunCode.CONTENT_REFUSED, 1),
         (fail(400, code="context_length_exceeded"), Fatal, RunCode.FATAL, 1),
         (fail(429, retry_after=0.1, times=None), ModelUnavailable, RunCode.RATE_LIMIT, 3),
-        (fail(429, retry_after=9, times=None), ModelUnavailable, RunCode.RATE_LIMIT, 1),
         (fail(500, times=None), ModelUnavailable, RunCode.SERVER_ERROR, 3),
         (break_stream("disconnect", times=None), ModelUnavailable, RunCode.CONNECTION, 3),
     ],

@@ -1,6 +1,13 @@
 import pytest
 
-from posthouse.errors import ContentRefused, Fatal, ModelUnavailable, RunCode
+from posthouse.errors import (
+    ContentRefused,
+    EndpointDown,
+    Fatal,
+    ModelUnavailable,
+    RateLimited,
+    RunCode,
+)
 from posthouse.llm.messages import ModelRequest, UserMessage
 from posthouse.llm.retry import Retry, RetryingProvider, RetryPolicy
 from posthouse.testing.provider import Line, ScriptedProvider, say
@@ -59,8 +66,11 @@ async def test_what_does_not_pass_is_raised_at_once(error: Exception) -> None:
     assert (len(bench.scripted.requests), bench.retries) == (1, [])
 
 
+PATIENT = RetryPolicy(patience=60.0)
+
+
 async def test_retry_after_is_honoured() -> None:
-    bench = Bench(unavailable(retry_after=30), say("yes"))
+    bench = Bench(unavailable(retry_after=30), say("yes"), policy=PATIENT)
     await bench.ask()
     assert 30 <= bench.slept[0] <= 33
 
@@ -69,7 +79,7 @@ async def test_retry_after_is_honoured() -> None:
 async def test_nobody_comes_back_before_the_time_nor_all_at_once(asked: float) -> None:
     slept = []
     for _ in range(50):
-        bench = Bench(unavailable(retry_after=asked), say("yes"))
+        bench = Bench(unavailable(retry_after=asked), say("yes"), policy=PATIENT)
         await bench.ask()
         slept += bench.slept
     assert min(slept) >= asked
@@ -84,11 +94,17 @@ async def test_where_no_time_is_given_the_patience_is_our_own(asked: float | Non
     assert min(bench.slept) >= 2
 
 
-async def test_a_retry_after_beyond_patience_is_not_waited_for() -> None:
-    bench = Bench(unavailable(retry_after=61))
-    with pytest.raises(ModelUnavailable):
-        await bench.ask()
-    assert bench.slept == []
+@pytest.mark.parametrize(("asked", "least"), [(2.1, 2.1), (61.0, 60.0), (86_400.0, 60.0)])
+async def test_a_retry_after_beyond_patience_is_for_a_run_without_a_worker(
+    asked: float, least: float
+) -> None:
+    for code, kind in ((RunCode.SERVER_ERROR, EndpointDown), (RunCode.RATE_LIMIT, RateLimited)):
+        bench = Bench(ModelUnavailable("down", code=code, retry_after=asked))
+        with pytest.raises(EndpointDown) as raised:
+            await bench.ask()
+        assert type(raised.value) is kind
+        assert least <= raised.value.wait_seconds <= least * 1.1
+        assert bench.slept == []
 
 
 async def test_the_policy_can_be_another() -> None:

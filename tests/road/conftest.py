@@ -289,9 +289,14 @@ class Road:
         return clock.monotonic()
 
     async def healed(self) -> None:
-        """Returns when everything that was hurt is back."""
-        for name, times in self._deaths.items():
-            await self.heard(f"{name} is back after", times)
+        """Returns when everything that was hurt, or fell by itself, is back."""
+        await self._ears.until(lambda: all(self._stands(p.name) for p in self.layout.processes))
+
+    def _stands(self, name: str) -> bool:
+        own = [line for line in self._ears.lines if line.startswith(f"{name} ")]
+        falls = [at for at, line in enumerate(own) if "; starting it again in " in line]
+        backs = [at for at, line in enumerate(own) if f"{name} is back after" in line]
+        return len(falls) >= self._deaths[name] and max(falls, default=-1) <= max(backs, default=-1)
 
     async def heard(self, words: str, times: int = 1) -> None:
         """Returns when the supervisor has said so in so many lines."""
@@ -441,7 +446,7 @@ async def open_road(
             yield Road(layout, stack, ears, http, model)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def new_road() -> Any:
     """`open_road`, for tests that need a stack of their own."""
     return open_road

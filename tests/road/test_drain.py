@@ -11,31 +11,30 @@ from posthouse import clock
 
 pytestmark = [pytest.mark.guarantee("G7"), pytest.mark.timeout(110)]
 
-RESTARTS = 6
 
-
-async def test_one_long_run_over_many_rolling_restarts(new_road, tmp_path):
+async def test_one_long_run_over_many_rolling_restarts(new_road, tmp_path, long):
+    restarts = 6 if long else 3
     note, end = tmp_path / "steps", tmp_path / "end"
     given = {"note": str(note), "until": str(end)}
     # More than two, as the supervisor waits the longer the sooner one ends again.
-    async with new_road(tmp_path, libraries="tests.road.perils", workers=4) as road:
+    async with new_road(tmp_path, libraries="tests.road.perils", workers=restarts) as road:
         run_id = await road.start("patient", given)
         async with road.reading(run_id) as reader:
             claim = await reader.until("run.started")
-            for restart in range(1, RESTARTS + 1):
+            for restart in range(1, restarts + 1):
                 road.hurt(road.worker_of(claim), signal.SIGTERM)
                 claim = await reader.until("run.resumed", restart)
             end.touch()
             await reader.end()
         record, log = await road.ended(run_id), await road.log(run_id)
-        assert (record["status"], record["epoch"]) == ("completed", RESTARTS + 1)
+        assert (record["status"], record["epoch"]) == ("completed", restarts + 1)
         resumed = [event for event in log if event["type"] == "run.resumed"]
-        assert [event["data"]["reason"] for event in resumed] == ["drain"] * RESTARTS
+        assert [event["data"]["reason"] for event in resumed] == ["drain"] * restarts
         done = Counter(line.split()[1] for line in await road.noted(note, 1))
         assert set(done.values()) == {1}
         assert len(done) == record["output"]["steps"]
         async with asyncio.timeout(30):  # the last ones may still be on their way out
-            while road.said("exit code 0") < RESTARTS:  # noqa: ASYNC110 - it says so on its screen
+            while road.said("exit code 0") < restarts:  # noqa: ASYNC110 - it says so on its screen
                 await asyncio.sleep(0.05)
         assert road.complaints() == []
 
@@ -93,20 +92,22 @@ async def test_a_worker_that_drains_takes_nothing_more(road, tmp_path):
     ] == 1  # its step ended within the drain, and was its last
 
 
-async def test_a_second_signal_ends_it_also_while_redis_stands_still(new_road, tmp_path):
+async def test_a_second_signal_ends_it_also_while_redis_stands_still(road, tmp_path):
     note = tmp_path / "steps"
-    async with new_road(tmp_path, libraries="tests.road.perils", workers=1) as road:
-        run_id = await road.start("innocent", {"note": str(note), "seconds": [0.0, 3.0]})
-        await road.noted(note, 1, "began 1 ")
-        store = road.stack.pid("valkey")
-        os.kill(store, signal.SIGSTOP)
-        try:
-            road.hurt("worker-1", signal.SIGTERM)
-            await road.logged("worker-1", '"stopping"')
-            os.kill(road.stack.pid("worker-1"), signal.SIGTERM)
-            await road.heard("worker-1 ended with exit code 1")
-        finally:
-            os.kill(store, signal.SIGCONT)
-        assert (await road.ended(run_id))["status"] == "completed"
-        log = await road.log(run_id)
-        assert [e["data"]["reason"] for e in log if e["type"] == "run.resumed"] == ["crash"]
+    run_id = await road.start("innocent", {"note": str(note), "seconds": [0.0, 3.0]})
+    async with road.reading(run_id) as reader:
+        owner = road.worker_of(await reader.until("run.started"))
+    await road.noted(note, 1, "began 1 ")
+    store, before = road.stack.pid("valkey"), road.said(f"{owner} ended with exit code 1")
+    pid = road.stack.pid(owner)
+    os.kill(store, signal.SIGSTOP)
+    try:
+        road.hurt(owner, signal.SIGTERM)
+        await road.logged(owner, '"stopping"', f"-{pid}-")
+        os.kill(pid, signal.SIGTERM)
+        await road.heard(f"{owner} ended with exit code 1", before + 1)
+    finally:
+        os.kill(store, signal.SIGCONT)
+    assert (await road.ended(run_id))["status"] == "completed"
+    log = await road.log(run_id)
+    assert [e["data"]["reason"] for e in log if e["type"] == "run.resumed"] == ["crash"]

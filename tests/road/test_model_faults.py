@@ -24,7 +24,7 @@ async def test_a_bad_key_fails_at_once(new_road, tmp_path, topic):
         [request] = await road.model.requests()
         assert request["status"] == 401
         assert [m.type for m in reader.seen] == [
-            "run.created", "run.started", "turn.started", "run.failed",
+            "run.created", "run.started", "turn.started", "model.routed", "run.failed",
         ]  # fmt: skip
         assert reader.seen[-1].at - reader.seen[2].at < 2  # the shortest pause before a retry
         tutorial = (await road.http.get(f"/api/v1/workflows/{run_id}")).json()

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from posthouse import clock
 from posthouse.embedded.ports import free_ports
 from posthouse.embedded.standin.serve import serve_standin
 
@@ -89,6 +90,7 @@ async def test_everything_stops_in_the_middle_of_a_run_and_goes_on_with_it_later
             "POSTHOUSE_CORPUS": str(corpus),
             "POSTHOUSE_DATA_DIR": str(tmp_path / "data"),
             "POSTHOUSE_PORT": str(port),
+            "POSTHOUSE_WORKERS": "1",
             "POSTHOUSE_DRAIN_SECONDS": "0.2",
         }
         hold = {"behaviours": [{"type": "hold", "name": "door"}]}
@@ -99,6 +101,7 @@ async def test_everything_stops_in_the_middle_of_a_run_and_goes_on_with_it_later
             run_id = answer.json()["workflow_id"]
             async with http.stream("GET", f"/runs/{run_id}/stream") as feed:
                 assert "turn.started" in [line async for line in until(feed, "turn.started")][-1]
+            await asked(http, model)  # else it is the next worker that is kept waiting
         assert left_behind(tmp_path) == []
         async with up(env):
             record = (await http.get(f"/runs/{run_id}/wait?timeout=30")).json()
@@ -107,6 +110,12 @@ async def test_everything_stops_in_the_middle_of_a_run_and_goes_on_with_it_later
         assert left_behind(tmp_path) == []
     assert [event["seq"] for event in log] == list(range(1, len(log) + 1))
     assert [e["data"]["reason"] for e in log if e["type"] == "run.resumed"] == ["drain"]
+
+
+async def asked(http, model):
+    """Returns when the model holds an answer."""
+    while not any(r["held"] for r in (await http.get(f"{model}/control/requests")).json()):
+        await clock.sleep(0.02)
 
 
 async def until(feed, words):

@@ -126,7 +126,7 @@ async def test_killed_while_its_tools_work(new_road, tmp_path, topic):
         assert set(asked.values()) == {1}  # no model call was in flight
         before = [e["type"] for e in log if e["seq"] < resumed["seq"]]
         assert before == [
-            "run.created", "run.started", "turn.started", "turn.completed",
+            "run.created", "run.started", "turn.started", "model.routed", "turn.completed",
             "tool.started", "tool.started",
         ]  # fmt: skip
         expected, questions = await undisturbed(road, wanted)

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from posthouse.budget.model import Reservation
 from posthouse.errors import OwnershipLost
 from posthouse.events.types import Draft, MessageCompleted, RunCompleted, RunCreated, RunWaiting
 from posthouse.ids import new_run_id
+from posthouse.inputs.model import Kind, Question, Request
 from posthouse.journal.model import Wait
-from posthouse.journal.store import JournalStore, Record
+from posthouse.journal.store import JournalStore, Record, Spawn
 from posthouse.runs.model import Status
 from posthouse.runs.ownership import Claimed, Lease
 from posthouse.runs.transitions import Acceptance, Ending, Transitions
@@ -63,6 +65,25 @@ async def park(_: Transitions, journal: JournalStore, run: Claimed) -> None:
     )
 
 
+async def spawn(_: Transitions, journal: JournalStore, run: Claimed) -> None:
+    created = Draft(event=RunCreated(workflow="echo", version=1))
+    one = Spawn("s", "s/end", new_run_id(), b'{"result":1}', "s", "echo", 1, "{}", created)
+    await journal.spawn(run, run.seq, one)
+
+
+async def ask(_: Transitions, journal: JournalStore, run: Claimed) -> None:
+    question = Question("q", Request(kind=Kind.QUESTION, question="Why?"))
+    await journal.ask(run, run.seq, question, "")
+
+
+async def reserve(_: Transitions, journal: JournalStore, run: Claimed) -> None:
+    await journal.reserve(run, run.seq, Reservation("s", model_calls=1))
+
+
+async def extend(_: Transitions, journal: JournalStore, run: Claimed) -> None:
+    await journal.extend(run, run.seq, "s", {"tokens": 1})
+
+
 async def release(transitions: Transitions, _: JournalStore, run: Claimed) -> None:
     await transitions.release(run, run.seq)
 
@@ -86,6 +107,10 @@ WRITES: dict[Script, Write] = {
     Script.START: start,
     Script.COMMIT: commit,
     Script.PARK: park,
+    Script.SPAWN: spawn,
+    Script.ASK: ask,
+    Script.RESERVE: reserve,
+    Script.EXTEND: extend,
     Script.RELEASE: release,
     Script.FINISH: finish,
     Script.CRASH: crash,

@@ -385,15 +385,16 @@ async def _awaited(call: Any) -> Any:
     return await call
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.guarantee("G1")
 @pytest.mark.guarantee("G4")
-def test_any_order_of_transitions(valkey_url: str) -> None:
+def test_any_order_of_transitions(valkey_url: str, long: bool) -> None:
     machine = type("Machine", (RunsMachine,), {"url": valkey_url})
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=50,
-            stateful_step_count=40,
+            max_examples=200 if long else 25,
+            stateful_step_count=50 if long else 30,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),

@@ -79,13 +79,13 @@ async def test_the_road_of_a_run(redis: Redis) -> None:
     assert await redis.zscore("index:default:running", run.run_id) == 0
 
     said = Draft(event=MessageCompleted(text="hi", length=2), agent="a", step="a/turn:1")
-    seq = await journal.commit(
+    told = await journal.commit(
         claimed,
         claimed.seq,
         Record("a/turn:1", b'{"result":"hi"}', usage=Usage(input_tokens=3), events=(said,)),
     )
-    assert seq == 3
-    await transitions.finish(claimed, seq, DONE)
+    assert told.seq == 3
+    await transitions.finish(claimed, told.seq, DONE)
     assert await events_of(redis, run.run_id) == [
         (1, "run.created"),
         (2, "run.started"),
@@ -223,8 +223,8 @@ async def test_a_commit_that_comes_twice_counts_once(redis: Redis) -> None:
     claimed = await claim_one(transitions)
     said = Draft(event=MessageCompleted(text="hi", length=2))
     record = Record("s", b'{"result":1}', usage=Usage(model_calls=1), events=(said,))
-    assert await journal.commit(claimed, claimed.seq, record) == 3
-    assert await journal.commit(claimed, claimed.seq, record) == 3
+    assert (await journal.commit(claimed, claimed.seq, record)).seq == 3
+    assert (await journal.commit(claimed, claimed.seq, record)).seq == 3
     assert (await redis.hget(keys.run(run.run_id), "model_calls")) == b"1"
     assert len(await events_of(redis, run.run_id)) == 3
 

@@ -31,17 +31,19 @@ async def test_lua_and_python_name_the_same_keys(redis: Redis) -> None:
         "run('r')", "journal('r')", "starts('r')", "events('r')", "blob('r','d')", "blobs('r')", "waits('r')",
         "tree('r')", "prompts('r')", "idempotency('t','k')", "index('t')", "index('t','s')", "worker('w')",
         "held('f','1')", "claims('c')", "archive('r')", "lost('w')", "endpoint('d')",
+        "schedule('s')", "schedules_of('t')",
     )  # fmt: skip
     prelude = source(Script.DELETE).split("\nlocal id, tenant")[0]
-    fixed = "KEY.due,KEY.queue,KEY.wake,KEY.sweep,KEY.counter,KEY.drained,KEY.workers,KEY.all_held"
+    fixed = "KEY.due,KEY.queue,KEY.wake,KEY.sweep,KEY.counter,KEY.drained,KEY.workers,KEY.all_held,KEY.schedules"
     listed = ",".join(f"KEY.{name}" for name in names)
     reply = await redis.eval(f"{prelude}\nreturn {{{fixed},{listed}}}", 0)
     assert [name.decode() for name in reply] == [
         keys.DUE, keys.QUEUE, keys.WAKE, keys.SWEEP, keys.COUNTER, keys.DRAINED, keys.WORKERS, keys.HELD,
+        keys.SCHEDULES,
         keys.run("r"), keys.journal("r"), keys.starts("r"), keys.events("r"), keys.blob("r", "d"), keys.blobs("r"),
         keys.waits("r"), keys.tree("r"), keys.prompts("r"), keys.idempotency("t", "k"), keys.index("t"),
         keys.index("t", "s"), keys.worker("w"), keys.held("f", "1"), keys.claims("c"),
-        keys.archive("r"), keys.lost("w"), keys.endpoint("d"),
+        keys.archive("r"), keys.lost("w"), keys.endpoint("d"), keys.schedule("s"), keys.schedules_of("t"),
     ]  # fmt: skip
 
 
@@ -97,6 +99,7 @@ function redis.pcall(...)
   if calls == {call} then return {{ err = 'planted' }} end
   return real.pcall(...)
 end
+redis.sha1hex = real.sha1hex
 {body}"""
 
 
@@ -203,7 +206,16 @@ class Fleet:
         await again(lambda: self.transitions.finish(run, run.seq, DONE))
 
 
-NOT_OF_A_LIFE = (Script.DELETE, Script.ADMIT, Script.REPORT, Script.DOCTOR)
+OF_SCHEDULES = (Script.SCHEDULE, Script.UNSCHEDULE, Script.FIRE)  # tests/schedules has these
+OF_TREES = (
+    Script.SPAWN,
+    Script.ASK,
+    Script.ANSWER,
+    Script.RESERVE,
+    Script.EXTEND,
+)  # in test_tree_scripts.py
+OF_ENDPOINTS = (Script.ADMIT, Script.REPORT, Script.PACE)
+NOT_OF_A_LIFE = (Script.DELETE, Script.DOCTOR, *OF_ENDPOINTS, *OF_SCHEDULES, *OF_TREES)
 
 
 @pytest.mark.guarantee("G1")

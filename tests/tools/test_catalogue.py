@@ -4,10 +4,15 @@ import pytest
 
 from posthouse.errors import ConfigurationError
 from posthouse.tools.catalogue import library
+from posthouse.tools.library.ask_user import ask_user
 from posthouse.tools.library.extract_content import extract_content
 from posthouse.tools.library.search_web import search_web
 
-BUILT_IN = {"extract_content": extract_content, "search_web": search_web}
+BUILT_IN = {
+    "ask_user": ask_user,
+    "extract_content": extract_content,
+    "search_web": search_web,
+}
 
 WEATHER = """
 from posthouse.tools.define import tool

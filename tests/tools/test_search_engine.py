@@ -5,7 +5,7 @@ from contextlib import suppress
 from time import perf_counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from posthouse.errors import ToolFailed
@@ -28,7 +28,7 @@ FIELDS = st.sampled_from(
 ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | FIELDS,
     lambda inner: st.lists(inner) | st.dictionaries(FIELDS | st.text(), inner),
-    max_leaves=8,
+    max_leaves=5,
 )
 NEARLY_RIGHT = st.lists(st.dictionaries(FIELDS, ANY_JSON)).map(
     lambda results: {
@@ -50,7 +50,6 @@ def test_there_are_five_each_with_the_name_of_its_file() -> None:
 
 
 @pytest.mark.parametrize("name", ENGINES)
-@settings(max_examples=50)
 @given(answer=ANY_JSON | NEARLY_RIGHT)
 def test_any_json_is_read_or_unreadable(name: str, answer: object) -> None:
     found: tuple[SearchHit, ...] = ()

@@ -1,15 +1,14 @@
 """A worker process with libraries of a user: what is wrong in them is one line, and exit code 2."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from tests.starts import Starter, run_python
+
 ROOT = Path(__file__).parents[2]
-LIMIT_SECONDS = 30
 
 TOOL = '''
 from posthouse.tools.define import tool
@@ -51,28 +50,17 @@ async def mine(ctx: RunContext, letter: Letter) -> Letter:
 '''
 
 
-def started(
-    folder: Path, files: Mapping[str, str], libraries: str = "mine"
-) -> subprocess.CompletedProcess[str]:
-    """How a worker ends that is started where the files are."""
+def given(folder: Path, files: Mapping[str, str], libraries: str = "mine") -> dict[str, str]:
+    """The environment of a worker that is started in the folder, which gets the files."""
     for name, text in files.items():
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    env = os.environ | {
+    return os.environ | {
         "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
         "OPENAI_API_KEY": "x",
         "POSTHOUSE_LIBRARIES": libraries,
     }
-    return subprocess.run(
-        [sys.executable, "-m", "worker_app"],
-        cwd=folder,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_SECONDS,
-        check=False,
-    )
 
 
 HERE = "mine.tools.weigh: tool 'weigh': "
@@ -132,9 +120,9 @@ HERE = "mine.tools.weigh: tool 'weigh': "
     ],
 )
 def test_what_is_wrong_in_a_library_is_one_line_and_exit_code_2(
-    tmp_path: Path, files: dict[str, str], said: str
+    tmp_path: Path, starter: Starter, files: dict[str, str], said: str
 ) -> None:
-    done = started(tmp_path, files)
+    done = starter.run("worker_app", env=given(tmp_path, files), cwd=tmp_path)
     assert done.returncode == 2, done
     assert done.stderr.startswith(f"posthouse: {said}"), done.stderr
     assert done.stderr.count("\n") == 1
@@ -142,7 +130,7 @@ def test_what_is_wrong_in_a_library_is_one_line_and_exit_code_2(
 
 def test_one_name_in_two_libraries_is_refused(tmp_path: Path) -> None:
     files = {"mine/tools/weigh.py": tool(), "yours/tools/weigh.py": tool()}
-    done = started(tmp_path, files, "mine,yours")
+    done = run_python("-m", "worker_app", env=given(tmp_path, files, "mine,yours"), cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == (
         "posthouse: tool 'weigh' is defined twice: in mine.tools.weigh and in yours.tools.weigh\n"

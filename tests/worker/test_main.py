@@ -14,13 +14,18 @@ from redis.asyncio import Redis
 
 from posthouse.errors import ConfigurationError
 from posthouse.settings import Settings
+from tests.starts import Starter
 from worker_app.main import stock_worker_settings
+
+
+def environment(**settings: str) -> dict[str, str]:
+    root = Path(__file__).parents[2]
+    return os.environ | {"PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"} | settings
 
 
 @asynccontextmanager
 async def worker(tmp_path: Path, **settings: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    root = Path(__file__).parents[2]
-    env = dict(os.environ) | {"PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"} | settings
+    env = environment(**settings)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "worker_app", cwd=tmp_path, env=env, stderr=asyncio.subprocess.PIPE
     )  # fmt: skip
@@ -47,7 +52,7 @@ async def test_it_says_who_it_is_and_that_redis_is_away_and_back(tmp_path: Path,
     given = {"REDIS_URL": valkey.url, "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
     async with worker(tmp_path, **given, POSTHOUSE_LEASE_SECONDS="1") as process:
         started = await said(process, "worker_started")
-        assert started["workflows"] == ["research"]
+        assert started["workflows"] == ["agent", "orchestrator", "research"]
         assert "redis_away" in str(await said(process, "redis_away"))
         await asyncio.to_thread(valkey.start)
         await said(process, "redis_back")
@@ -66,14 +71,13 @@ async def test_it_says_who_it_is_and_that_redis_is_away_and_back(tmp_path: Path,
         ({"OPENAI_API_KEY": "x", "POSTHOUSE_LEASE_SECONDS": "soon"}, "POSTHOUSE_LEASE_SECONDS"),
     ],
 )
-async def test_a_wrong_setting_is_one_line_and_exit_code_2(
-    tmp_path: Path, settings: dict[str, str], line: str
+def test_a_wrong_setting_is_one_line_and_exit_code_2(
+    tmp_path: Path, starter: Starter, settings: dict[str, str], line: str
 ) -> None:
-    async with worker(tmp_path, **settings) as process:
-        _, text = await process.communicate()
-        assert line in text.decode()
-        assert text.decode().count("\n") == 1
-        assert process.returncode == 2
+    done = starter.run("worker_app", env=environment(**settings), cwd=tmp_path)
+    assert line in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.returncode == 2
 
 
 async def test_a_redis_that_may_lose_runs_is_one_line_and_exit_code_2(

@@ -106,7 +106,7 @@ def test_the_definition_brings_no_agents_tools_or_sdks() -> None:
     check = (
         "import sys; from posthouse.workflows.catalogue import library; library();"
         "print([m for m in sys.modules if m.startswith("
-        "('posthouse.agents', 'posthouse.tools', 'posthouse.llm', 'openai', 'arq', 'httpx'))])"
+        "('posthouse.agents', 'posthouse.tools', 'posthouse.llm.providers', 'openai', 'arq', 'httpx'))])"
     )
     done = subprocess.run(
         [sys.executable, "-c", check],

@@ -1,7 +1,7 @@
 """One agent's work in one run: its steps' names, its events, the time that it has left."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import TypeAdapter
 
@@ -19,6 +19,7 @@ from posthouse.events.types import (
 )
 from posthouse.journal.model import Done, Opening, Step, Steps
 from posthouse.llm.messages import ToolCall
+from posthouse.llm.router import Wanted
 
 NAME_LIMIT = 64
 
@@ -29,7 +30,8 @@ _NOTHING: TypeAdapter[None] = TypeAdapter(None)
 class Assignment:
     """What stays the same through all turns. `deadline` is in seconds on the clock `now`.
 
-    `form` is what the answer must look like, None for any text.
+    `form` is what the answer must look like, None for any text; `wanted` is what models may be asked, of which `model`
+    is the first.
     """
 
     steps: Steps
@@ -40,6 +42,7 @@ class Assignment:
     now: Callable[[], float]
     deadline: float
     form: Form | None = None
+    wanted: Wanted = field(default_factory=Wanted)
 
     @property
     def name(self) -> str:

@@ -6,7 +6,8 @@ from typing import Self
 
 from posthouse.agents.decide import MAX_REPAIRS, REFUSAL, TurnState
 from posthouse.agents.outside import NOTICE, marked
-from posthouse.agents.stall import Action, PastTurn, Stall, Watch, past_call
+from posthouse.agents.stall import MISTAKES, Action, PastTurn, Stall, Watch, past_call
+from posthouse.agents.window import Older, fitted, older
 from posthouse.errors import RunCode
 from posthouse.journal.model import AgentAnswer, SourceRead
 from posthouse.llm.messages import (
@@ -18,6 +19,7 @@ from posthouse.llm.messages import (
     ToolMessage,
     UserMessage,
 )
+from posthouse.llm.outside import has_marks
 from posthouse.tools.model import ToolAnswer
 
 LAST_TURN = (
@@ -27,6 +29,13 @@ LAST_TURN = (
 MISTAKEN = (
     "None of the calls of your last turns could be made as you wrote them. This is your last turn and no "
     "tool can be called any more. Write your final answer now, with what you have."
+)
+
+# The error of a tool call that the run's budget did not allow.
+TOOL_REFUSED = "budget_exceeded"
+SPENT = (
+    "The limit of what may be spent on tools is reached. This is your last turn and no tool can be called any more. "
+    "Write your final answer now, with what you have."
 )
 
 
@@ -40,6 +49,12 @@ class Answered:
     reads: bool = True
 
     @property
+    def from_outside(self) -> bool:
+        """Whether the answer may hold words of somebody else: neither ours nor about the model's own mistake."""
+        mistake = self.answer.problem is not None and self.answer.problem.error in MISTAKES
+        return bool(self.step) and not self.answer.trusted and not mistake
+
+    @property
     def text(self) -> str:
         """The answer as the model reads it."""
         return self.answer.text if self.answer.trusted else marked(self.answer.text)
@@ -47,24 +62,42 @@ class Answered:
 
 @dataclass(frozen=True)
 class Conversation:
-    """The messages before the turn at hand, the last text of the model, the documents read."""
+    """What the model is told before the turn at hand, its last text, the documents read.
+
+    `messages` may be without older turns (window.py); the sources and the watch are of all turns. `outside` says
+    whether the model has read text from outside, in its task or as the answer to a call.
+    """
 
     messages: tuple[Message, ...]
     state: TurnState
     text: str = ""
     sources: tuple[SourceRead, ...] = ()
     watch: Watch = field(default_factory=Watch)
+    outside: bool = False
 
     @classmethod
     def begin(cls, prompt: str, task: str, limit: int, *, tools: bool) -> Self:
         """Before the first turn, of an agent that has tools or none."""
         rules = f"{prompt}\n\n{NOTICE}" if tools else prompt
-        return cls((SystemMessage(text=rules), UserMessage(text=task)), TurnState(1, limit))
+        messages = (SystemMessage(text=rules), UserMessage(text=task))
+        return cls(messages, TurnState(1, limit), outside=has_marks(task))
 
     @property
     def stall(self) -> Stall | None:
         """The rung of the ladder that the last turn's calls led to."""
         return self.watch.stall
+
+    def older(self, limit: int) -> Older | None:
+        """What a summary may stand for when the messages take more than `limit` tokens."""
+        return older(self.messages, limit)
+
+    def summarised(self, past: Older, summary: str) -> Self:
+        """With the summary in place of the older turns."""
+        return replace(self, messages=past.replaced(summary))
+
+    def fitted(self, limit: int) -> Self:
+        """With messages of at most `limit` tokens, if they can be made so short."""
+        return replace(self, messages=fitted(self.messages, limit).messages)
 
     def with_last_turn_notice(self) -> tuple[Message, ...]:
         """The messages, and that this turn is the last; who was stopped has been told so already."""
@@ -89,6 +122,7 @@ class Conversation:
             text=_last(completion.text, self.text),
             sources=_distinct((*self.sources, *_read(answered))),
             watch=watch,
+            outside=self.outside or any(one.from_outside for one in answered),
         )
 
     def _judged(
@@ -97,6 +131,9 @@ class Conversation:
         """What the turn's calls say of the model: the state after them, and what it is told."""
         turn = _past(answered)
         state = replace(self.state, turn=self.state.turn + 1)
+        if any(is_refused(one.answer) for one in answered):
+            closed = replace(state, closing=RunCode.BUDGET_EXCEEDED)
+            return closed, self.watch.unmoved(turn), (UserMessage(text=SPENT),)
         if turn.calls:
             state = replace(state, repairs=state.repairs + 1 if turn.mistaken else 0)
         if state.repairs > MAX_REPAIRS:
@@ -109,6 +146,10 @@ class Conversation:
         closing = RunCode.LOOP_DETECTED if stopped else None
         state = replace(state, blocked=watch.blocked, closing=closing)
         return state, watch, (UserMessage(text=watch.stall.message),)
+
+    def with_more(self) -> Self:
+        """When a person has given more after calls that the budget did not allow: the next turn is not the last."""
+        return replace(self, messages=self.messages[:-1], state=replace(self.state, closing=None))
 
     def after_repair(self, completion: Completion, problem: str) -> Self:
         """Before the next turn: what was wrong with the answer."""
@@ -127,10 +168,15 @@ class Conversation:
             text=self.text if refused else _last(completion.text, self.text),
         )
 
-    def answer(self, text: str, stopped: RunCode | None = None) -> AgentAnswer:
+    def answer(self, text: str, stopped: RunCode | None = None, limit: str = "") -> AgentAnswer:
         """What the agent came to; stopped without a text, it is the last one that it wrote."""
         kept = _last(text, self.text) if stopped else text
-        return AgentAnswer(kept, self.sources, self.state.turn, stopped)
+        return AgentAnswer(kept, self.sources, self.state.turn, stopped, limit)
+
+
+def is_refused(answer: ToolAnswer) -> bool:
+    """Whether the budget kept the call from being made; what a tool itself says is not trusted with that."""
+    return bool(answer.trusted and answer.problem and answer.problem.error == TOOL_REFUSED)
 
 
 def _past(answered: Iterable[Answered]) -> PastTurn:

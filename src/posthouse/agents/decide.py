@@ -20,6 +20,8 @@ MAX_REPAIRS = 2
 # The finish reason of a turn that the agent's own clock ended; providers know no such reason.
 TIME_UP = "time_up"
 REFUSAL = "refusal"
+# That of a turn whose request the run's budget did not allow.
+OVER_BUDGET = "budget_exceeded"
 
 _FILTERED = "content_filter"
 _CUT = "length"
@@ -94,6 +96,14 @@ class TimeUp:
 
 
 @dataclass(frozen=True)
+class Overspent:
+    """The budget's limit is reached; `text` is what the model wrote in its last turn, if it had one."""
+
+    text: str
+    limit: str
+
+
+@dataclass(frozen=True)
 class Stalled:
     """The turn after the ladder's end; `text` is what the model wrote of what it had found."""
 
@@ -113,12 +123,14 @@ class Refused:
 
 
 NextStep: TypeAlias = (
-    FinalAnswer | CallTools | Repair | TurnLimit | TimeUp | Stalled | Unusable | Refused
+    FinalAnswer | CallTools | Repair | TurnLimit | TimeUp | Overspent | Stalled | Unusable | Refused
 )
 
 
 def decide(completion: Completion, state: TurnState, form: Form | None = None) -> NextStep:
     """What to do after this answer. After the last turn it is never CallTools or Repair."""
+    if completion.finish_reason == OVER_BUDGET:
+        return Overspent(completion.text, completion.limit)
     if state.closing is not None:
         return _closed(completion, state.closing, form)
     if completion.finish_reason == TIME_UP:
@@ -138,7 +150,14 @@ def decide(completion: Completion, state: TurnState, form: Form | None = None) -
 def _closed(completion: Completion, closing: RunCode, form: Form | None) -> NextStep:
     refused = completion.finish_reason in (_FILTERED, REFUSAL)
     text = "" if refused else _read(completion, form)[0]
-    return Stalled(text) if closing is RunCode.LOOP_DETECTED else Unusable(text)
+    match closing:
+        case RunCode.LOOP_DETECTED:
+            return Stalled(text)
+        case RunCode.BUDGET_EXCEEDED:
+            # Only tools are refused while models may still be asked.
+            return Overspent(text, "tool_calls")
+        case _:
+            return Unusable(text)
 
 
 def _refused(completion: Completion, state: TurnState) -> NextStep:

@@ -7,12 +7,14 @@ from typing import assert_never
 from pydantic import BaseModel
 
 from posthouse import clock
+from posthouse.agents.approval import Approvals
 from posthouse.agents.assignment import Assignment
-from posthouse.agents.calls import ToolCalls, call_blocked, too_many
-from posthouse.agents.conversation import Answered, Conversation
+from posthouse.agents.calls import Asked, ToolCalls, call_blocked, too_many
+from posthouse.agents.conversation import LAST_TURN, Answered, Conversation, is_refused
 from posthouse.agents.decide import (
     CallTools,
     FinalAnswer,
+    Overspent,
     Refused,
     Repair,
     Stalled,
@@ -23,11 +25,14 @@ from posthouse.agents.decide import (
 )
 from posthouse.agents.form import form_of
 from posthouse.agents.spec import Agent
+from posthouse.agents.spending import Till, more
 from posthouse.agents.turn import ModelTurns
 from posthouse.errors import ConfigurationError, ContentRefused, InvalidOutput, RunCode
 from posthouse.journal.model import AgentAnswer, Opening, Steps, digest_of
 from posthouse.llm.messages import Completion, ToolCall, ToolOffer
-from posthouse.llm.retry import RetryingProvider
+from posthouse.llm.prices import Prices
+from posthouse.llm.routed import Routed
+from posthouse.llm.router import Tier, Wanted
 from posthouse.telemetry import Metrics
 from posthouse.tools.model import Effect, Resources, Tool, ToolAnswer
 
@@ -40,20 +45,21 @@ class AgentLoop:
 
     def __init__(
         self,
-        provider: RetryingProvider,
+        models: Routed,
         tools: Mapping[str, Tool],
         resources: Resources,
         metrics: Metrics,
         *,
-        model: str,
         max_iterations: int = 10,
         timeout_seconds: float = 120.0,
+        prices: Prices | None = None,
         now: Callable[[], float] = clock.monotonic,
     ) -> None:
-        self._turns = ModelTurns(provider, metrics)
-        self._calls = ToolCalls(tools, resources, metrics)
+        self._models = models
+        approvals = Approvals(tools)
+        self._turns = ModelTurns(models, metrics, Till(prices or Prices()), approvals)
+        self._calls = ToolCalls(tools, resources, metrics, approvals)
         self._tools = tools
-        self._model = model
         self._max_iterations = max_iterations
         self._timeout_seconds = timeout_seconds
         self._now = now
@@ -81,11 +87,26 @@ class AgentLoop:
         )
         talk = Conversation.begin(prompt.text, task, limit, tools=bool(offers))
         while True:
+            talk = await self._within_window(job, talk, offers)
             completion = await steps.run(self._turns.step(job, talk, offers))
             came = await self._after(job, talk, completion)
             if isinstance(came, AgentAnswer):
                 return came
             talk = came
+
+    async def _within_window(
+        self, job: Assignment, talk: Conversation, offers: tuple[ToolOffer, ...]
+    ) -> Conversation:
+        """The conversation as the model is told it; it depends on nothing but what is journalled."""
+        window = job.agent.spec.window
+        limit = window.left_by(offers, LAST_TURN)
+        if limit is None:
+            return talk
+        if window.policy == "summarise" and (past := talk.older(limit)):
+            summary = await job.steps.run(self._turns.summary_step(job, talk, past))
+            if summary.text:
+                talk = talk.summarised(past, summary.text)
+        return talk.fitted(limit)
 
     async def _after(
         self, job: Assignment, talk: Conversation, completion: Completion
@@ -101,6 +122,8 @@ class AgentLoop:
                 return talk.answer(text, RunCode.MAX_ITERATIONS)
             case TimeUp(text):
                 return talk.answer(text, RunCode.TIMEOUT)
+            case Overspent(text, limit):
+                return talk.answer(text, RunCode.BUDGET_EXCEEDED, limit)
             case Stalled(text):
                 return talk.answer(text, RunCode.LOOP_DETECTED)
             case Unusable(text):
@@ -128,9 +151,14 @@ class AgentLoop:
             # A stall is told before the turn that follows it, so its own step opens that.
             return () if after(answers).stall else (job.turn_opening(turn + 1),)
 
-        came = after(await self._calls.run(job, turn, asked.calls, opens))
+        wanted = Asked(turn, asked.calls, completion.asks, talk.outside)
+        answers = await self._calls.run(job, wanted, opens)
+        came = after(answers)
         if came.stall:
             await job.steps.run(job.stall_step(turn, came.stall))
+        may_ask = any(is_refused(one) and one.problem and one.problem.retryable for one in answers)
+        if may_ask and await more(job, f"{job.turn_key(turn)}/tools/budget", "tool_calls"):
+            return came.with_more()
         return came
 
     def _answered(
@@ -148,16 +176,18 @@ class AgentLoop:
         # Replay never asks for the time: only work that is really done looks at the deadline.
         used = await steps.elapsed(key)
         form = form_of(work.output) if work.output else None
+        wanted = Wanted(Tier(agent.spec.tier), steps.models)
         passed = (agent.spec.name, work.task, work.max_iterations)
         return Assignment(
             steps=steps,
             agent=agent,
             key=key,
             digest=digest_of(*passed, form.shape.parameters) if form else digest_of(*passed),
-            model=self._model,
+            model=self._models.choices(wanted)[0].model,
             now=self._now,
             deadline=self._now() + self._timeout_seconds - used,
             form=form,
+            wanted=wanted,
         )
 
     def _offers(self, agent: Agent) -> tuple[ToolOffer, ...]:

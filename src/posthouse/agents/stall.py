@@ -27,7 +27,7 @@ TURNS_WITHOUT_SOURCES = STALE_TURNS + 2 + 1
 
 # No tool takes longer arguments, so it does not matter how they are written.
 _MOST_CHARACTERS = 256 * 1024
-_MISTAKES = frozenset({"invalid_arguments", "unknown_tool"})
+MISTAKES = frozenset({"invalid_arguments", "unknown_tool"})
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -194,7 +194,7 @@ def past_call(
         fingerprint=called,
         result=_digest("" if reads else called, text),
         failed=error is not None,
-        mistaken=error in _MISTAKES,
+        mistaken=error in MISTAKES,
         sources=frozenset(sources),
     )
 

@@ -13,6 +13,8 @@ from posthouse.cli.demo import DEFAULT_TOPIC
 from posthouse.cli.demo import demo as run_demo
 from posthouse.cli.doctor import doctor as run_doctor
 from posthouse.cli.libraries import check_libraries
+from posthouse.cli.orchestrate import DEFAULT_GOAL, SLOTS
+from posthouse.cli.orchestrate import orchestrate as run_orchestrate
 from posthouse.cli.screen import standard_output
 from posthouse.cli.up import up as run_up
 from posthouse.embedded.preflight import examine
@@ -85,6 +87,17 @@ def demo(
 
 
 @app.command()
+def demo_orchestrate(
+    goal: Annotated[str, typer.Option(help="What to find out.")] = DEFAULT_GOAL,
+    verbose: Verbose = False,
+) -> None:
+    """Start everything, let several agents work on one goal by a plan that is approved, print it, stop."""
+    layout, warnings = _prepare(any_port=True, slots=SLOTS)
+    work = run_orchestrate(layout, standard_output(), goal, verbose, warnings)
+    raise typer.Exit(asyncio.run(work))
+
+
+@app.command()
 def doctor(
     fix: Annotated[bool, typer.Option("--fix", help="Mend what is found.")] = False,
 ) -> None:
@@ -92,11 +105,11 @@ def doctor(
     raise typer.Exit(asyncio.run(run_doctor(load_settings(), fix=fix)))
 
 
-def _prepare(*, any_port: bool = False) -> tuple[Layout, list[str]]:
+def _prepare(*, any_port: bool = False, slots: int | None = None) -> tuple[Layout, list[str]]:
     """What is to run, and what a person should know of before. Raises ConfigurationError."""
     settings = load_settings()
     check_libraries(settings.libraries)
-    layout = lay_out(settings, any_port=any_port)
+    layout = lay_out(settings, any_port=any_port, slots=slots)
     warnings = unknown(given_names())
     if layout.own_redis is not None:
         warnings += asyncio.run(

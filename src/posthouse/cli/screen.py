@@ -1,7 +1,7 @@
 """What the command prints: rich on a terminal, plain lines anywhere else."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 from rich.console import Console
@@ -17,7 +17,7 @@ from posthouse.embedded.stack import Layout
 from posthouse.events.types import MessageDelta
 
 _EDGE = "  "
-_NAME_WIDTH = 10
+_NAME_WIDTH = 13
 
 
 class Screen:
@@ -61,17 +61,21 @@ class Screen:
         names = ", ".join(process.name for process in layout.processes)
         self.line(f"starting {names}", "dim")
 
-    def event(self, envelope: Envelope, elapsed: float) -> None:
-        """One event, `elapsed` seconds after the submission; pieces of text grow the last line."""
+    def event(self, envelope: Envelope, elapsed: float, who: str = "") -> None:
+        """One event, `elapsed` seconds after the submission; pieces of text grow the last line.
+
+        `who` did it: the agent, unless another name is given.
+        """
         event = envelope.event
+        where = envelope.run_id + envelope.step
         if isinstance(event, MessageDelta):
-            self._writing.grow(envelope.step, event)
+            self._writing.grow(where, event)
             return
-        self._writing.end(envelope.step)
+        self._writing.end(where)
         line = Line(envelope.type) if event is None else describe(event)
         if line is None:
             return
-        who = clean(envelope.agent) or "run"
+        who = clean(who or envelope.agent) or "run"
         head = f"{_EDGE}{elapsed:7.3f} s  "
         text = Text.assemble((head, "dim"), (f"{who:<{_NAME_WIDTH}}  ", "magenta"))
         text.append(" ".join(clean(line.text).split()), line.style)
@@ -84,13 +88,26 @@ class Screen:
         """Nothing is being written any more."""
         self._writing.end()
 
-    def report(self, text: str) -> None:
+    def table(self, title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Rows under their heads; all but the first column are numbers."""
+        listed = [[clean(cell) for cell in row] for row in rows]
+        widths = [max(map(len, column)) for column in zip(heads, *listed, strict=True)]
+        self.line(title, "bold")
+        for number, row in enumerate([list(heads), *listed]):
+            cells = [
+                cell.rjust(width) if at else cell.ljust(width)
+                for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            self.line("   ".join(cells).rstrip(), "" if number else "dim")
+        self.line()
+
+    def report(self, text: str, title: str = "Report") -> None:
         """A report in Markdown."""
         if self._rich:
-            self._console.print(Rule("Report", style="dim"))
+            self._console.print(Rule(title, style="dim"))
             self._console.print(Padding(Markdown(clean(text), hyperlinks=False), (1, 2)))
         else:
-            self.line("Report\n")
+            self.line(f"{title}\n")
             self._console.print(Text(clean(text).rstrip()), soft_wrap=True)
             self.line()
 

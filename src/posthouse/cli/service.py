@@ -1,7 +1,7 @@
 """The running service as the command sees it: submit a run, follow its events, read its record."""
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -53,6 +53,61 @@ class Source(BaseModel):
     step: str = ""
 
 
+class Subtask(BaseModel):
+    """A node of a plan, and what became of it."""
+
+    id: str
+    agent: str
+    state: str
+    depends_on: tuple[str, ...] = ()
+
+
+class Plan(BaseModel):
+    """The plan of a run as it stands."""
+
+    nodes: tuple[Subtask, ...]
+
+
+class Answered(BaseModel):
+    """What an orchestrator gives."""
+
+    answer: str
+    sources: tuple[Source, ...] = ()
+
+
+class Orchestration(BaseModel):
+    """How an orchestrator ended."""
+
+    status: Status
+    output: Answered | None = None
+    error: RunError | None = None
+    usage: UsageTotals = UsageTotals()
+
+
+class Spent(BaseModel):
+    """A line of what a run took; `usd` lacks the calls of models without a known price."""
+
+    agent: str | None = None
+    model_calls: int = 0
+    tool_calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    usd: str = "0"
+    usd_complete: bool = True
+
+    @property
+    def money(self) -> str:
+        """Dollars, or that nobody knows."""
+        return f"{float(self.usd):.6f}" if self.usd_complete else "unknown"
+
+
+class Usage(BaseModel):
+    """What a run and all below it took."""
+
+    total: Spent
+    by_agent: tuple[Spent, ...] = ()
+
+
 class Report(BaseModel):
     """What a research run gives."""
 
@@ -75,9 +130,9 @@ class Service:
     def __init__(self, http: httpx.AsyncClient) -> None:
         self._http = http
 
-    async def submit(self, workflow: str, request: dict[str, str]) -> str:
+    async def submit(self, workflow: str, request: Mapping[str, str | bool]) -> str:
         """Starts a run and gives its id. Raises ServiceFailed."""
-        body = {"workflow": workflow, "input": request}
+        body = {"workflow": workflow, "input": dict(request)}
         answer = await self._ask("POST", "/api/v1/runs", json=body)
         return answer.headers["Location"].rstrip("/").rpartition("/")[2]
 
@@ -85,6 +140,25 @@ class Service:
         """The record of a run that has ended. Raises ServiceFailed."""
         answer = await self._ask("GET", f"/api/v1/runs/{run_id}")
         return Outcome.model_validate_json(answer.content)
+
+    async def orchestration(self, run_id: str) -> Orchestration:
+        """The record of an orchestrator that has ended. Raises ServiceFailed."""
+        answer = await self._ask("GET", f"/api/v1/runs/{run_id}")
+        return Orchestration.model_validate_json(answer.content)
+
+    async def plan(self, run_id: str) -> Plan:
+        """The plan of a run. Raises ServiceFailed."""
+        answer = await self._ask("GET", f"/api/v1/runs/{run_id}/plan")
+        return Plan.model_validate_json(answer.content)
+
+    async def usage(self, run_id: str) -> Usage:
+        """What a run took. Raises ServiceFailed."""
+        answer = await self._ask("GET", f"/api/v1/runs/{run_id}/usage")
+        return Usage.model_validate_json(answer.content)
+
+    async def approve(self, input_id: str) -> None:
+        """Says yes to what a person is asked. Raises ServiceFailed."""
+        await self._ask("POST", f"/api/v1/inputs/{input_id}", json={"decision": "approve"})
 
     async def _ask(self, method: str, path: str, json: object = None) -> httpx.Response:
         try:

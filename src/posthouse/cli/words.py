@@ -43,7 +43,7 @@ def shown(path: Path) -> str:
 
 def describe(event: t.Event) -> Line | None:
     """The line of an event; None for one that is not worth a line."""
-    return _run(event) or _turn(event) or _tool(event)
+    return _run(event) or _plan(event) or _person(event) or _turn(event) or _tool(event)
 
 
 def _run(event: t.Event) -> Line | None:
@@ -71,6 +71,42 @@ def _run(event: t.Event) -> Line | None:
             return None
 
 
+def _plan(event: t.Event) -> Line | None:
+    match event:
+        case t.PlanCreated(subtasks=subtasks):
+            return Line(f"plans {count(len(subtasks), 'subtask')}: {', '.join(subtasks)}", "bold")
+        case t.SubtaskStarted(worker=worker):
+            return Line(f"started by worker {worker}", "bold")
+        case t.SubtaskCompleted(status="completed"):
+            return Line("completed", "green")
+        case t.SubtaskCompleted(status=status, message=message):
+            return Line(f"{status}: {message}", "yellow")
+        case t.SubtaskFailed(message=message, code=code):
+            return Line(f"failed: {message} ({code})", "red")
+        case t.SubtaskCancelled():
+            return Line("cancelled", "yellow")
+        case t.SubtaskSkipped(subtask=subtask, because=because):
+            return Line(f"skips {subtask}: {', '.join(because)} brought no result", "yellow")
+        case _:
+            return None
+
+
+def _person(event: t.Event) -> Line | None:
+    match event:
+        case t.InputRequested(question=question, kind=kind):
+            return Line(f"asks a person ({kind}): {question}", "bold yellow")
+        case t.InputAnswered(decision=decision):
+            return Line(f"a person said: {decision}", "bold")
+        case t.InputExpired():
+            return Line("nobody answered in time", "yellow")
+        case t.BudgetWarning(percent=percent):
+            return Line(f"{percent} % of the budget is spent", "yellow")
+        case t.BudgetExceeded(limit=limit, action=action):
+            return Line(f"the budget is spent ({limit}): {action}", "bold yellow")
+        case _:
+            return None
+
+
 def _turn(event: t.Event) -> Line | None:
     match event:
         case t.TurnStarted(iteration=iteration, model=model):
@@ -83,6 +119,8 @@ def _turn(event: t.Event) -> Line | None:
             return Line("the text so far was cut by a crash and comes again", "yellow")
         case t.StallDetected(pattern=pattern, action=action):
             return Line(f"goes in circles ({pattern}): {action}", "yellow")
+        case t.ModelRouted(model=model, provider=provider, reason=reason) if reason != "tier":
+            return Line(f"goes to {model} at {provider} ({reason})", "yellow")
         case t.ModelRetrying(code=code, attempt=attempt, delay_ms=delay):
             pause = seconds(delay / 1000)
             return Line(f"the model failed ({code}); try {attempt + 1} in {pause}", "yellow")

@@ -18,9 +18,14 @@ GRACE_SECONDS = 1.0
 LOOKS_AGAIN = 2
 _PAGE = 500
 _AT_ONCE = 100
-_PASSING = ("claims:", "worker:", "endpoint:")
-_SETS = {keys.QUEUE: "entry", keys.DUE: "due"}
-_SETS_BY_PREFIX = {"index:": "index", "held:": "entry"}
+_PASSING = ("claims:", "worker:", "endpoint:", "pace:")
+_SETS = {keys.QUEUE: "entry", keys.DUE: "due", keys.SCHEDULES: "scheduled"}
+_SETS_BY_PREFIX = {
+    "index:": "index",
+    "held:": "entry",
+    "inputs:": "input",
+    "schedules:": "scheduled",
+}
 
 
 class Kind(StrEnum):
@@ -31,6 +36,15 @@ class Kind(StrEnum):
     MISSING_INDEX = "missing_index"
     STALE_DUE = "stale_due"
     MISSING_DUE = "missing_due"
+    STALE_INPUT = "stale_input"
+    MISSING_INPUT = "missing_input"
+    STALE_TREE = "stale_tree"
+    MISSING_TREE = "missing_tree"
+    STALE_SCHEDULE = "stale_schedule"
+    MISSING_SCHEDULE = "missing_schedule"
+    MISSED_END = "missed_end"
+    MISCOUNTED = "miscounted"
+    STRAY = "stray"
     ORPHAN = "orphan"
     LEFTOVER = "leftover"
     EXPIRING = "expiring"
@@ -148,6 +162,8 @@ def _seen(key: bytes) -> Iterable[Thing]:
             yield Thing("record", key, run_id.encode())
         case ["run", run_id, *_] if is_ulid(run_id):
             yield Thing("part", key)
+        case ["schedule", schedule_id] if is_ulid(schedule_id):
+            yield Thing("schedule", key, schedule_id.encode())
         case _ if _text(key).startswith(keys.ARQ_PREFIXES):
             yield Thing("job", key)
         case _ if _text(key).startswith(_PASSING):

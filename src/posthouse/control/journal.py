@@ -33,13 +33,17 @@ class Journal:
 
     async def steps(self, run_id: str) -> tuple[StepDone, ...]:
         """Every step in the order of commits; results that lie in blobs are left out."""
+        [steps] = await self.several([run_id])
+        return steps
+
+    async def several(self, run_ids: Sequence[str]) -> list[tuple[StepDone, ...]]:
+        """The steps of each of the runs, in one round trip."""
         with available():
-            stored = await self._redis.hgetall(keys.journal(run_id))  # type: ignore[misc]
-        steps = [
-            StepDone(key.decode(), Outcome.model_validate_json(text))
-            for key, text in stored.items()
-        ]
-        return tuple(sorted(steps, key=lambda step: step.position))
+            pipe = self._redis.pipeline(transaction=False)
+            for run_id in run_ids:
+                pipe.hgetall(keys.journal(run_id))
+            journals = await pipe.execute()
+        return [_steps_of(stored) for stored in journals]
 
     async def results(self, run_id: str, steps: Sequence[StepDone]) -> list[Any]:
         """What each of the steps returned, blobs included."""
@@ -54,3 +58,10 @@ class Journal:
             step.outcome.result if step.outcome.blob is None else blobs[step.outcome.blob]
             for step in steps
         ]
+
+
+def _steps_of(stored: dict[bytes, bytes]) -> tuple[StepDone, ...]:
+    steps = [
+        StepDone(key.decode(), Outcome.model_validate_json(text)) for key, text in stored.items()
+    ]
+    return tuple(sorted(steps, key=lambda step: step.position))

@@ -1,12 +1,83 @@
-"""Which steps of an ended run a retry does again."""
+"""What a retry does again: steps of the ended run, and those runs below it that ended without a result."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from posthouse.control.journal import StepDone
+from redis.asyncio import Redis
+
+from posthouse.control.journal import Journal, StepDone
 from posthouse.errors import InvalidRequest
 from posthouse.runs.model import TERMINAL, Status
+from posthouse.storage import keys
+from posthouse.storage.connect import available
 
 RETRYABLE = TERMINAL - {Status.COMPLETED}
+
+
+@dataclass(frozen=True)
+class Below:
+    """A run below the one that is tried again; `step` is the key in its parent's journal that made it."""
+
+    run_id: str
+    parent: str
+    step: str
+    status: str
+    has_output: bool
+
+    @property
+    def has_result(self) -> bool:
+        """Whether it ended with something that its parent goes on with; a part is enough."""
+        return self.status == Status.COMPLETED or (
+            self.status == Status.INCOMPLETE and self.has_output
+        )
+
+
+@dataclass(frozen=True)
+class Again:
+    """The steps that are done again, and the children, parents first, each with those of its own."""
+
+    steps: tuple[str, ...]
+    children: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+class Retries:
+    """Looks at whole trees, on one Redis client. Everything raises StorageUnavailable."""
+
+    def __init__(self, redis: Redis, journal: Journal) -> None:
+        self._redis = redis
+        self._journal = journal
+
+    async def of(self, run_id: str, from_step: str | None) -> Again:
+        """What a retry of the ended root does again. Raises InvalidRequest when the run has no such step."""
+        done = await self._journal.steps(run_id)
+        chosen = steps_to_repeat(done, from_step)
+        below = await self._below(run_id)
+        steps, level = with_children(run_id, done, chosen, below)
+        children: list[tuple[str, tuple[str, ...]]] = []
+        while level:
+            journals = await self._journal.several([child.run_id for child in level])
+            deeper: list[Below] = []
+            for child, of_child in zip(level, journals, strict=True):
+                failed = steps_to_repeat(of_child, None)
+                own, lower = with_children(child.run_id, of_child, failed, below)
+                children.append((child.run_id, own))
+                deeper += lower
+            level = deeper
+        return Again(steps, tuple(children))
+
+    async def _below(self, root: str) -> list[Below]:
+        with available():
+            members = await self._redis.smembers(keys.tree(root))  # type: ignore[misc]
+            ids = sorted(member.decode() for member in members)
+            if not ids:
+                return []
+            pipe = self._redis.pipeline(transaction=False)
+            for run_id in ids:
+                pipe.hmget(keys.run(run_id), ["parent", "parent_step", "status"])
+                pipe.hstrlen(keys.run(run_id), "output")
+            replies = await pipe.execute()
+        rows = zip(ids, replies[::2], replies[1::2], strict=True)
+        return [_below_from(run_id, fields, length) for run_id, fields, length in rows]
 
 
 def steps_to_repeat(steps: Iterable[StepDone], from_step: str | None) -> list[str]:
@@ -27,6 +98,36 @@ def steps_to_repeat(steps: Iterable[StepDone], from_step: str | None) -> list[st
         for step in done
         if step.outcome.error is not None or (since is not None and _moment(step) >= since)
     ]
+
+
+def with_children(
+    run_id: str, done: Iterable[StepDone], chosen: Sequence[str], below: Iterable[Below]
+) -> tuple[tuple[str, ...], list[Below]]:
+    """Of the chosen steps of a run those that are really done again, and its children that go back to pending.
+
+    A child stays the run's while the step that made it stays. What such a child ended with is not asked for again;
+    when it has no result, it is tried again itself.
+    """
+    made = {step.key: step.outcome.result for step in done}
+    staying = [
+        child
+        for child in below
+        if child.parent == run_id
+        and made.get(child.step) == child.run_id
+        and child.step not in chosen
+    ]
+    kept = {_end_of(child.step) for child in staying if child.has_result}
+    steps = tuple(key for key in chosen if key not in kept)
+    return steps, [child for child in staying if not child.has_result]
+
+
+def _end_of(step: str) -> str:
+    return f"{step}/end"
+
+
+def _below_from(run_id: str, fields: list[bytes | None], length: int) -> Below:
+    parent, end, status = ((value or b"").decode() for value in fields)
+    return Below(run_id, parent, end.removesuffix("/end"), status, length > 0)
 
 
 def _moment(step: StepDone) -> tuple[int, int]:

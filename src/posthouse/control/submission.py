@@ -1,7 +1,7 @@
 """Taking in a run: its input is validated here, and it is in Redis when the answer is given."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,10 +9,12 @@ import orjson
 import structlog
 from pydantic import BaseModel, ValidationError
 
+from posthouse.budget.model import Budget
 from posthouse.clock import monotonic
 from posthouse.errors import InvalidRequest, StorageUnavailable
 from posthouse.events.types import Draft, RunCreated
 from posthouse.ids import new_run_id
+from posthouse.llm.router import checked_models
 from posthouse.logs import bind_run
 from posthouse.runs.transitions import Acceptance, Accepted, Transitions
 from posthouse.workflows.definition import Workflow
@@ -27,7 +29,8 @@ _log = structlog.get_logger(__name__)
 class Submission:
     """What a caller asks for. `input` is plain JSON, `route` and `key` say when two are the same.
 
-    Priority 1 to 9, 9 begins first. `location` is where the input stands in the caller's request, for error messages.
+    Priority 1 to 9, 9 begins first; `models` are those of the run by tier, as `provider:model`. `location` is where
+    the input stands in the caller's request, for error messages.
     """
 
     route: str
@@ -40,6 +43,8 @@ class Submission:
     priority: int = 5
     not_before_ms: int = 0
     timeout_ms: int = 0
+    budget: Budget | None = None
+    models: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -54,8 +59,18 @@ class Submission:
             self.input,
             dict(self.metadata),
             *(() if usual else when),
+            *self._chosen,
         )
         return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+    @property
+    def _chosen(self) -> tuple[tuple[str, Any], ...]:
+        """Budget and models, if there are any: without them a fingerprint is what it was before there were."""
+        budget = self.budget.model_dump(mode="json") if self.budget else None
+        models = {tier: list(names) for tier, names in self.models.items()}
+        return tuple(
+            (name, value) for name, value in (("budget", budget), ("models", models)) if value
+        )
 
 
 class Submissions:
@@ -77,8 +92,8 @@ class Submissions:
 
         Raises InvalidRequest, IdempotencyMismatch, QueueFull, StorageUnavailable.
         """
-        definition = self._definition(submission.workflow)
-        value = _validated(definition.input_model, submission)
+        definition, value = self.checked(submission)
+        models = checked_models(submission.models)
         created = RunCreated(workflow=definition.name, version=definition.version)
         accepted = await self._accept(
             Acceptance(
@@ -95,11 +110,23 @@ class Submissions:
                 band=10 - submission.priority,
                 not_before_ms=submission.not_before_ms,
                 timeout_ms=submission.timeout_ms,
+                models=orjson.dumps(models).decode() if models else "",
+                budget=tuple(submission.budget.rows()) if submission.budget else (),
             )
         )
         with bind_run(accepted.run_id):
             _log.info("run_accepted", workflow=definition.name, replayed=accepted.replayed)
         return accepted
+
+    def checked(self, submission: Submission) -> tuple[Workflow[Any, Any], BaseModel]:
+        """The definition that is asked for, and its input as the definition reads it. Raises InvalidRequest."""
+        definition = self._definition(submission.workflow)
+        return definition, _validated(definition.input_model, submission)
+
+    @property
+    def ttl_ms(self) -> int:
+        """How long a run is kept after its end."""
+        return self._ttl_ms
 
     def _definition(self, name: str) -> Workflow[Any, Any]:
         definition = self._workflows.get(name)

@@ -21,7 +21,12 @@ _ALIKE = (
     "max_run_events",
     "model_wait_seconds",
     "search",
+    "models_smart",
+    "models_fast",
+    "prices",
 )
+
+_KEYS = {"ANTHROPIC_API_KEY": "anthropic_api_key", "POSTHOUSE_ENDPOINTS": "endpoints"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,10 @@ def joining(settings: Settings, own: Mapping[str, str], corpus: Path) -> Joining
         wanted |= {"POSTHOUSE_SEARCH_URL": settings.search_url or ""}
         if settings.search_api_key and settings.search_api_key.get_secret_value():
             secrets.append("POSTHOUSE_SEARCH_API_KEY")
+    for name, key in _KEYS.items():
+        value = getattr(settings, key)
+        if value and value.get_secret_value():
+            secrets.append(name)
     for name in ("REDIS_URL", "OPENAI_BASE_URL", "POSTHOUSE_SEARCH_URL"):
         if name in wanted and without_secrets(wanted[name]) != wanted[name]:
             secrets.append(name)

@@ -53,10 +53,10 @@ class Layout:
     own_redis: str | None = field(default=None, repr=False)
 
 
-def lay_out(settings: Settings, *, any_port: bool = False) -> Layout:
+def lay_out(settings: Settings, *, any_port: bool = False, slots: int | None = None) -> Layout:
     """Decides what has to run. Raises ConfigurationError when a setting cannot be followed.
 
-    With `any_port` a port that is taken is replaced by a free one.
+    With `any_port` a port that is taken is replaced by a free one; `slots` is for workers whose slots were not set.
     """
     host = _ANYWHERE.get(settings.host, settings.host)
     port = _api_port(settings, any_port)
@@ -67,6 +67,8 @@ def lay_out(settings: Settings, *, any_port: bool = False) -> Layout:
     # Last, as it makes the folder of the data: nothing is made for settings that are refused.
     stores, redis_env, redis = _redis(settings, data_dir, redis_port)
     shared = _shared_env(settings, corpus, data_dir) | redis_env
+    if slots is not None and "worker_slots" not in settings.model_fields_set:
+        shared |= {"POSTHOUSE_WORKER_SLOTS": str(slots)}
     api = Process(
         name="api",
         argv=_module("api_app"),
@@ -152,6 +154,8 @@ def _model(settings: Settings, port: int) -> tuple[tuple[Process, ...], dict[str
     if key or settings.openai_base_url:
         where = _endpoint(settings.openai_base_url) if settings.openai_base_url else ""
         return (), {}, f"{settings.openai_model} at {where}" if where else settings.openai_model
+    if tiers := _tiers_elsewhere(settings):
+        return (), {}, tiers
     process = Process(
         name=STAND_IN,
         argv=_module("posthouse.embedded.standin", "--host", LOCAL, "--port", str(port)),
@@ -161,6 +165,15 @@ def _model(settings: Settings, port: int) -> tuple[tuple[Process, ...], dict[str
     url = f"http://{LOCAL}:{port}/v1"
     env = {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": STAND_IN, "OPENAI_MODEL": STAND_IN}
     return (process,), env, f"the stand-in model at {url}, which is not a language model"
+
+
+def _tiers_elsewhere(settings: Settings) -> str:
+    """The models of both tiers when none of them is at OpenAI's endpoint, which then is not needed; else ""."""
+    tiers = (settings.models_smart.strip(), settings.models_fast.strip())
+    named = [one.strip() for tier in tiers for one in tier.split(",")]
+    if not all(tiers) or any(one.startswith("openai:") for one in named):
+        return ""
+    return ", ".join(dict.fromkeys(named))
 
 
 def _endpoint(url: str) -> str:

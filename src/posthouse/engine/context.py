@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import random as random_module
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar, get_type_hints
@@ -14,10 +14,24 @@ from pydantic import BaseModel, TypeAdapter
 
 from posthouse import clock
 from posthouse.agents.spec import Agent
-from posthouse.engine.steps import Draining, JournalledSteps
+from posthouse.engine.steps import Draining, JournalledSteps, Order
 from posthouse.errors import Fatal, OwnershipLost, PosthouseError, StepFailed
 from posthouse.events.types import Draft, Event
-from posthouse.journal.model import AgentAnswer, Done, Parked, Step, Steps, Wait, digest_of
+from posthouse.inputs.form import FormUnusable, check_form
+from posthouse.inputs.model import Answer, Kind, OnTimeout, Question, Request
+from posthouse.journal.model import (
+    AgentAnswer,
+    ChildEnd,
+    Done,
+    Parked,
+    Step,
+    Steps,
+    Wait,
+    checked_key,
+    digest_of,
+)
+from posthouse.workflows.context import Child
+from posthouse.workflows.definition import Workflow
 
 T = TypeVar("T")
 
@@ -58,11 +72,16 @@ class Context:
     """Implements RunContext for one slice of a run."""
 
     def __init__(
-        self, steps: JournalledSteps, agents: dict[str, Agent], runner: AgentRunner
+        self,
+        steps: JournalledSteps,
+        agents: dict[str, Agent],
+        runner: AgentRunner,
+        workflows: Mapping[tuple[str, int], Workflow[Any, Any]],
     ) -> None:
         self._steps = steps
         self._agents = agents
         self._runner = runner
+        self._workflows = workflows
 
     @property
     def run_id(self) -> str:
@@ -114,12 +133,79 @@ class Context:
             for end in raised:
                 if isinstance(end, decisive):
                     raise end
-        waits = tuple(wait for end in raised if isinstance(end, Parked) for wait in end.waits)
-        if waits:
-            raise Parked(waits)
+        parked = [end for end in raised if isinstance(end, Parked)]
+        if parked:
+            raise Parked(tuple({wait: None for end in parked for wait in end.waits}))
         if raised:
             raise raised[0]
         return [end for end in ends if not isinstance(end, BaseException)]
+
+    async def spawn(
+        self, key: str, workflow: str, request: BaseModel, *, subtask: str | None = None
+    ) -> Child:
+        """Makes a child run, which any worker carries; the run itself goes on."""
+        definition = self._definition(workflow)
+        name = checked_key(subtask or key)
+        given = definition.input_model.model_validate(request.model_dump())
+        order = Order(
+            key=key,
+            subtask=name,
+            workflow=definition.name,
+            version=definition.version,
+            input=given.model_dump_json(),
+            digest=digest_of(definition.name, given),
+        )
+        return Child(key=key, run_id=await self._steps.spawn(order))
+
+    def _definition(self, name: str) -> Workflow[Any, Any]:
+        versions = [version for known, version in self._workflows if known == name]
+        if not versions:
+            raise Fatal(f"there is no workflow {name!r}")
+        return self._workflows[name, max(versions)]
+
+    async def join(self, child: Child) -> ChildEnd:
+        """What has become of a child run; until it has ended the run waits without a worker."""
+        return await self._steps.join(child.key, child.run_id)
+
+    async def ask(
+        self,
+        key: str,
+        question: str,
+        *,
+        form: type[BaseModel] | None = None,
+        expires_in: float | None = None,
+        on_timeout: OnTimeout = OnTimeout.WAIT,
+        default: Any = None,
+    ) -> Answer:
+        """Asks a person, and waits without a worker for as long as it takes."""
+        schema = form.model_json_schema() if form else None
+        request = Request(
+            kind=Kind.QUESTION,
+            question=question,
+            form=schema,
+            on_timeout=on_timeout,
+            default=default.model_dump(mode="json") if isinstance(default, BaseModel) else default,
+            digest=digest_of(question, schema),
+        )
+        return await self.request(key, request, expires_in=expires_in)
+
+    async def request(
+        self, key: str, request: Request, *, expires_in: float | None = None
+    ) -> Answer:
+        """Asks a person for what the request says: an approval, say, with what exactly is to be approved."""
+        if (expires_in is None) != (request.on_timeout is OnTimeout.WAIT):
+            raise Fatal("a question that expires says what follows, and only such a one")
+        if request.form is not None:
+            try:
+                check_form(request.form)
+            except FormUnusable as error:
+                raise Fatal(str(error)) from None
+        return await self._steps.ask(Question(key, request, expires_in))
+
+    @property
+    def agents(self) -> dict[str, str]:
+        """What each agent is for, by name."""
+        return {name: agent.spec.description for name, agent in self._agents.items()}
 
     async def emit(self, key: str, event: Event) -> None:
         """Writes one event into the run's log, once."""

@@ -8,6 +8,7 @@ from random import Random
 import structlog
 
 from posthouse import __version__, clock, ids
+from posthouse.engine.clockwork import Clockwork
 from posthouse.engine.slice import AnyWorkflow, Slice, Workshop, owner_of
 from posthouse.errors import StorageUnavailable
 from posthouse.runs.ownership import Claimed
@@ -41,8 +42,15 @@ class Identity:
 class Engine:
     """Everything that a worker does with runs, but for deciding when to take the next."""
 
-    def __init__(self, workshop: Workshop, identity: Identity, slots: int) -> None:
+    def __init__(
+        self,
+        workshop: Workshop,
+        identity: Identity,
+        slots: int,
+        clockwork: Clockwork | None = None,
+    ) -> None:
         self._workshop = workshop
+        self._clockwork = clockwork
         self._identity = identity
         self._slots = slots
         self._slices: set[asyncio.Task[None]] = set()
@@ -60,7 +68,7 @@ class Engine:
         return self._workshop.workflows
 
     def start(self) -> None:
-        """Begins to beat, to sweep and to push."""
+        """Begins to beat, to sweep, to push and to fire schedules."""
         leases = self._workshop.shared.leases
         chores = {
             "beat": lambda: leases.keep(self._health),
@@ -68,6 +76,8 @@ class Engine:
             "push": self._workshop.shared.pusher.run,
             "dismissals": self._workshop.dismissals.listen,
         }
+        if self._clockwork is not None:
+            chores["schedules"] = self._clockwork.run
         self._chores = [
             asyncio.create_task(_for_ever(name, chore), name=name) for name, chore in chores.items()
         ]

@@ -24,10 +24,12 @@ class Held:
     on_loss: Callable[[], None]
     lost: bool = False
     beaten: asyncio.Event = field(default_factory=asyncio.Event)
+    copied: int = 0
 
-    def tell(self, seq: int) -> None:
-        """Remembers the highest seq that Redis has told for this run."""
+    def tell(self, seq: int, copied: int = 0) -> None:
+        """Remembers the highest seq that Redis has told for this run, and how many are its children's events."""
         self.told = max(self.told, seq)
+        self.copied = max(self.copied, copied)
 
 
 class Leases:
@@ -46,7 +48,7 @@ class Leases:
 
     def hold(self, run: Claimed, sent_at: float, on_loss: Callable[[], None]) -> Held:
         """Begins to keep a claim whose request was sent at `sent_at`; `on_loss` is called once when it is lost."""
-        held = Held(run, sent_at, run.seq, on_loss)
+        held = Held(run, sent_at, run.seq, on_loss, copied=run.copied)
         self._held[run.fence + run.run_id] = held
         return held
 

@@ -33,7 +33,7 @@ class Pusher:
             f'{{"type":"message.delta","run_id":"{run.run_id}","epoch":{run.epoch},'
             f'"time":{clock.wall_ms()},"agent":"{agent}","step":"{step}","data":{delta.data_json()}}}'
         )
-        self._waiting.append((keys.events(run.run_id), envelope))
+        self._waiting += [(keys.events(reader), envelope) for reader in {run.run_id, run.root}]
         self._filled.set()
 
     async def sent(self) -> None:

@@ -37,6 +37,16 @@ from posthouse.workflows.definition import Incomplete, Workflow
 
 log = structlog.get_logger()
 
+# The first of the kinds that a run waits for is what a reader is told.
+_REASONS = {
+    "version": "version",
+    "input": "input",
+    "model": "model",
+    "rate_limit": "rate_limit",
+    "child": "children",
+    "timer": "timer",
+}
+
 AnyWorkflow: TypeAlias = Workflow[Any, Any]
 
 
@@ -107,7 +117,7 @@ class Slice:
                 case Ending():
                     return await self._finish(result)
                 case Parked() if self._down_too_long(result):
-                    return await self._finish(failed(_down()))
+                    return await self._finish(failed(_down(_reason(result))))
                 case Parked():
                     signals = await self._park(result)
                     if signals is None:
@@ -125,7 +135,9 @@ class Slice:
     async def _advance(self, steps: JournalledSteps) -> Ending | Parked:
         run = self._held.run
         workflow = self._workshop.workflows[run.workflow, run.version]
-        context = Context(steps, self._workshop.agents, self._workshop.runner)
+        context = Context(
+            steps, self._workshop.agents, self._workshop.runner, self._workshop.workflows
+        )
         try:
             request = workflow.input_model.model_validate_json(run.input)
         except ValidationError:
@@ -165,7 +177,7 @@ class Slice:
             lambda: self._workshop.shared.store.park(
                 held.run,
                 held.told,
-                status=Status.RUNNING,
+                status=_status(parked),
                 reason=reason,
                 event=event,
                 waits=parked.waits,
@@ -176,7 +188,7 @@ class Slice:
         return signals
 
     def _down_too_long(self, parked: Parked) -> bool:
-        if _reason(parked) != "model":
+        if _reason(parked) not in ("model", "rate_limit"):
             return False
         run, bound = self._held.run, self._workshop.shared.bounds.model_wait_seconds
         waited = run.claimed_at - run.down_since if run.down_since else 0
@@ -185,7 +197,13 @@ class Slice:
 
 def _reason(parked: Parked) -> str:
     kinds = {wait.kind for wait in parked.waits}
-    return next(kind for kind in ("version", "model", "timer") if kind in kinds)
+    first = next(kind for kind in _REASONS if kind in kinds)
+    return _REASONS[first]
+
+
+def _status(parked: Parked) -> Status:
+    asked = any(wait.kind == "input" for wait in parked.waits)
+    return Status.AWAITING_INPUT if asked else Status.RUNNING
 
 
 def _code_of(ending: Ending) -> dict[str, str]:
@@ -196,7 +214,12 @@ def _code_of(ending: Ending) -> dict[str, str]:
             return {}
 
 
-def _down() -> ModelUnavailable:
+def _down(reason: str) -> ModelUnavailable:
+    if reason == "rate_limit":
+        return ModelUnavailable(
+            "The model provider has limited the rate of requests for too long.",
+            code=RunCode.RATE_LIMIT,
+        )
     return ModelUnavailable(
         "The model's endpoint has been down for too long.", code=RunCode.CONNECTION
     )

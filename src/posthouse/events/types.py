@@ -41,7 +41,10 @@ class RunStarted(Fact):
 
 
 class RunResumed(Fact):
-    """A worker claimed the run again; `reason` is crash, drain, timer, model, retry or lost."""
+    """A worker claimed the run again.
+
+    `reason` is crash, drain, lost, retry, or what it waited for: timer, model, input, child.
+    """
 
     type: Literal["run.resumed"] = "run.resumed"
     worker: str
@@ -89,6 +92,99 @@ class RunCancelled(Fact):
     """Somebody ended the run."""
 
     type: Literal["run.cancelled"] = "run.cancelled"
+
+
+class PlanCreated(Fact):
+    """An orchestrator has its plan; `subtasks` are their ids in an order in which they could run."""
+
+    type: Literal["plan.created"] = "plan.created"
+    subtasks: tuple[str, ...]
+
+
+class SubtaskStarted(Fact):
+    """A worker claimed a child run for the first time; the envelope's run is the child."""
+
+    type: Literal["subtask.started"] = "subtask.started"
+    subtask: str
+    worker: str
+
+
+class SubtaskCompleted(Fact):
+    """A child run ended with an output; `status` is completed, or incomplete with the reason."""
+
+    type: Literal["subtask.completed"] = "subtask.completed"
+    subtask: str
+    status: str
+    code: str | None = None
+    message: str | None = None
+
+
+class SubtaskFailed(Fact):
+    """A child run ended without an output."""
+
+    type: Literal["subtask.failed"] = "subtask.failed"
+    subtask: str
+    code: str
+    message: str
+    retryable: bool
+
+
+class SubtaskCancelled(Fact):
+    """Somebody ended a child run."""
+
+    type: Literal["subtask.cancelled"] = "subtask.cancelled"
+    subtask: str
+
+
+class SubtaskSkipped(Fact):
+    """A subtask is not run, because others (`because`) brought no result."""
+
+    type: Literal["subtask.skipped"] = "subtask.skipped"
+    subtask: str
+    because: tuple[str, ...]
+
+
+class InputRequested(Fact):
+    """A person is asked; `question` is the head of the text, `tool` the one that waits for an approval."""
+
+    type: Literal["input.requested"] = "input.requested"
+    input_id: str
+    kind: str
+    question: str
+    tool: str | None = None
+
+
+class InputAnswered(Fact):
+    """A person answered; the answer itself is in the journal."""
+
+    type: Literal["input.answered"] = "input.answered"
+    input_id: str
+    decision: str
+
+
+class InputExpired(Fact):
+    """Nobody answered in time; the run goes on as the question said."""
+
+    type: Literal["input.expired"] = "input.expired"
+    input_id: str
+
+
+class BudgetWarning(Fact):
+    """So much of the nearest limit is spent, in percent."""
+
+    type: Literal["budget.warning"] = "budget.warning"
+    percent: int
+
+
+class BudgetExceeded(Fact):
+    """A limit is reached, and `action` follows: incomplete, fail or ask.
+
+    `limit` is tokens, nano_usd, model_calls, tool_calls, seconds or price.
+    """
+
+    type: Literal["budget.exceeded"] = "budget.exceeded"
+    limit: str
+    action: str
 
 
 class TurnStarted(Fact):
@@ -183,6 +279,16 @@ class ModelRetrying(Fact):
     delay_ms: int
 
 
+class ModelRouted(Fact):
+    """A request goes to this model: `reason` is tier, run_override, cheaper, fallback, breaker_open or rate_limited."""
+
+    type: Literal["model.routed"] = "model.routed"
+    provider: str
+    model: str
+    tier: str
+    reason: str
+
+
 class StallDetected(Fact):
     """An agent goes in circles; `pattern` says how, `action` (nudged, blocked, stopped) what was done."""
 
@@ -209,6 +315,17 @@ Event = Annotated[
     | RunIncomplete
     | RunFailed
     | RunCancelled
+    | PlanCreated
+    | SubtaskStarted
+    | SubtaskCompleted
+    | SubtaskFailed
+    | SubtaskCancelled
+    | SubtaskSkipped
+    | InputRequested
+    | InputAnswered
+    | InputExpired
+    | BudgetWarning
+    | BudgetExceeded
     | TurnStarted
     | TurnCompleted
     | MessageDelta
@@ -219,6 +336,7 @@ Event = Annotated[
     | ToolFailed
     | ToolInDoubt
     | ModelRetrying
+    | ModelRouted
     | StallDetected
     | SourceFound,
     Field(discriminator="type"),

@@ -2,15 +2,17 @@
 
 import hashlib
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from posthouse.budget.model import Reservation, Verdict
 from posthouse.errors import InvalidOutput, RunCode
 from posthouse.events.types import Draft, MessageDelta
+from posthouse.inputs.model import Answer, Question
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -52,7 +54,8 @@ class StepError(BaseModel):
 class Outcome(BaseModel):
     """What the journal holds under a step key. seq, epoch, time (ms) and ordinal are put in front by the script.
 
-    Steps without events share a seq; then the ordinal says which was committed first.
+    Steps without events share a seq; then the ordinal says which was committed first. `by_model` is that part of the
+    usage which models took, by `provider:model`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -68,20 +71,29 @@ class Outcome(BaseModel):
     error: StepError | None = None
     blob: str | None = None
     usage: dict[str, int] = {}
+    by_model: dict[str, dict[str, int]] = {}
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a step spent: calls and tokens."""
+    """What a step spent: calls, tokens, money; `wasted` in tries that failed, and not among the tokens."""
 
     model_calls: int = 0
     tool_calls: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    nano_usd: int = 0
+    unpriced_calls: int = 0
+    wasted_tokens: int = 0
+    wasted_nano_usd: int = 0
 
     def spent(self) -> dict[str, int]:
         """Only what is not zero, by field name."""
         return {name: value for name, value in vars(self).items() if value}
+
+    def __add__(self, other: "Usage") -> "Usage":
+        """Both together."""
+        return Usage(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -95,12 +107,16 @@ class Opening:
 
 @dataclass(frozen=True)
 class Done(Generic[T]):
-    """What a step's work came to: its value, what it spent, what happened, and which steps begin with its commit."""
+    """What a step's work came to: its value, what it spent, what happened, and which steps begin with its commit.
+
+    `by_model` is that part of the usage which models took, by `provider:model`.
+    """
 
     value: T
     usage: Usage = field(default_factory=Usage)
     events: tuple[Draft, ...] = ()
     opens: tuple[Opening, ...] = ()
+    by_model: Mapping[str, Usage] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,7 +136,8 @@ class Step(Generic[T]):
     """One unit of work: it runs once, is committed, and is never run again.
 
     `digest` is a hash of what workflow code passed; "" when there is nothing to compare. `opening` is
-    announced before the work unless an earlier commit has announced it already.
+    announced before the work unless an earlier commit has announced it already. `spent` is asked when the work has
+    failed: what models took for it, by `provider:model`.
     """
 
     key: str
@@ -130,17 +147,25 @@ class Step(Generic[T]):
     agent: str = ""
     opening: Opening | None = None
     intent: Intent[T] | None = None
+    spent: Callable[[], Mapping[str, Usage]] | None = None
+
+
+def lost_by(step: Step[Any]) -> Done[None]:
+    """What a step came to whose work failed: nothing but what it took."""
+    by_model = step.spent() if step.spent else {}
+    return Done(None, sum(by_model.values(), Usage()), by_model=by_model)
 
 
 @dataclass(frozen=True)
 class Wait:
     """What a parked step waits for; `after_ms` from the moment of parking, None for as long as it takes.
 
-    When the time is up the sweep journals `outcome` (JSON text) under the key; "" only wakes the run.
+    When the time is up the sweep journals `outcome` (JSON text) under the key; "" only wakes the run. For a child
+    it is the child's id.
     """
 
     key: str
-    kind: Literal["timer", "model", "version"]
+    kind: Literal["timer", "model", "rate_limit", "version", "child", "input"]
     after_ms: int | None
     outcome: str = ""
 
@@ -172,12 +197,16 @@ class SourceRead:
 
 @dataclass(frozen=True)
 class AgentAnswer:
-    """What an agent came to; `stopped` is None when it answered by itself, else the code of the limit that ended it."""
+    """What an agent came to; `stopped` is None when it answered by itself, else the code of the limit that ended it.
+
+    `limit` is that of the budget, as in the event budget.exceeded, when it was the budget.
+    """
 
     text: str
     sources: tuple[SourceRead, ...]
     turns: int
     stopped: RunCode | None = None
+    limit: str = ""
 
     def read(self, model: type[M]) -> M:
         """The answer as the output model that was asked for.
@@ -194,8 +223,24 @@ class AgentAnswer:
             raise none from None
 
 
+class ChildEnd(BaseModel):
+    """What became of a child run; `output` is None where there is none."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    status: str
+    output: Any = None
+    error: dict[str, Any] | None = None
+
+
 class Steps(Protocol):
     """The journal as agents and tools see it."""
+
+    @property
+    def models(self) -> Mapping[str, tuple[str, ...]]:
+        """The models that this run wants by tier; empty for those of the fleet."""
+        ...
 
     @property
     def run_id(self) -> str:
@@ -216,6 +261,21 @@ class Steps(Protocol):
 
     def announce(self, draft: Draft) -> None:
         """Logs an event that belongs to no commit (a retry, say); never waits, never fails."""
+        ...
+
+    async def ask(self, question: Question) -> Answer:
+        """What a person answered; until then the run waits without a worker.
+
+        Raises InputExpired when nobody did in time and the question says so.
+        """
+        ...
+
+    async def reserve(self, wanted: Reservation) -> Verdict:
+        """Whether the budget allows a call that is about to be made under the step; its commit settles it."""
+        ...
+
+    async def extend(self, key: str, grown: Mapping[str, int]) -> None:
+        """Raises limits of the budget, by name (tokens, nano_usd, ...), once for the key."""
         ...
 
     async def elapsed(self, key: str) -> float:

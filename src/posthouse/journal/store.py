@@ -1,15 +1,27 @@
 """The journal in Redis: what is read at a claim, and the writes of steps under the fence."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 from redis.asyncio import Redis
 
-from posthouse.errors import Fatal, OwnershipLost
-from posthouse.events.types import Draft
-from posthouse.journal.model import Outcome, Prompt, Usage, Wait
+from posthouse.budget.model import (
+    WARN_PERCENT,
+    Busy,
+    Granted,
+    OnExceeded,
+    Refused,
+    Reservation,
+    Verdict,
+)
+from posthouse.errors import Fatal, LimitReached, OwnershipLost, RunCode
+from posthouse.events.types import Draft, InputRequested, head
+from posthouse.inputs.model import Answer, Decision, OnTimeout, Question, Request, input_id
+from posthouse.journal.model import Outcome, Prompt, StepError, Usage, Wait
+from posthouse.runs.model import SCHEMA_VERSION
 from posthouse.runs.ownership import Claimed
 from posthouse.storage import keys
 from posthouse.storage.connect import available
@@ -17,6 +29,8 @@ from posthouse.storage.scripts import Script, Scripts, rows
 
 BLOB_LIMIT = 64 * 1024
 INTENT = "intent:"
+MOST_DESCENDANTS = 1000
+DEEPEST = 5
 
 
 @dataclass(frozen=True)
@@ -31,7 +45,10 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Record:
-    """A step that is to be committed. `outcome` is a JSON object without seq, epoch and time."""
+    """A step that is to be committed. `outcome` is a JSON object without seq, epoch and time.
+
+    `former` is the seq of the outcome that it takes the place of, "" for none.
+    """
 
     key: str
     outcome: bytes
@@ -39,6 +56,31 @@ class Record:
     usage: Usage = field(default_factory=Usage)
     events: tuple[Draft, ...] = ()
     opens: tuple[str, ...] = ()
+    former: str = ""
+
+
+@dataclass(frozen=True)
+class Told:
+    """Where the run's log stands, and how many of its events are copies of its children's."""
+
+    seq: int
+    copied: int
+
+
+@dataclass(frozen=True)
+class Spawn:
+    """A child that is to be made: the step that makes it, the one that is its end, what it is of. `input` is JSON."""
+
+    key: str
+    end_key: str
+    child: str
+    outcome: bytes
+    subtask: str
+    workflow: str
+    version: int
+    input: str
+    created: Draft
+    former: str = ""
 
 
 class JournalStore:
@@ -84,12 +126,12 @@ class JournalStore:
         events: Sequence[Draft] = (),
         pins: Sequence[Prompt] = (),
         intents: Sequence[Draft] = (),
-    ) -> tuple[int, list[Prompt]]:
-        """Announces that steps begin, and pins prompts; answers with the seq and what the tree is pinned to.
+    ) -> tuple[Told, list[Prompt]]:
+        """Announces that steps begin, and pins prompts; answers with what the tree is pinned to.
 
         An intent is the event that will say of its step that the effect is in doubt; a commit of the step removes it.
         """
-        verdict, seq, *pinned = await self._scripts.call(
+        verdict, seq, copied, *pinned = await self._scripts.call(
             Script.START,
             *(run.run_id, run.fence, told),
             *rows([(pin.name, f"{pin.version}\n{pin.text}") for pin in pins]),
@@ -99,12 +141,13 @@ class JournalStore:
         )
         if verdict != b"started":
             raise OwnershipLost(run.run_id)
-        return int(seq), [_prompt(pin.name, text) for pin, text in zip(pins, pinned, strict=True)]
+        texts = [_prompt(pin.name, text) for pin, text in zip(pins, pinned, strict=True)]
+        return Told(int(seq), int(copied)), texts
 
-    async def commit(self, run: Claimed, told: int, record: Record) -> int:
-        """Records a step once, with its usage and events; answers with the seq."""
+    async def commit(self, run: Claimed, told: int, record: Record) -> Told:
+        """Records a step once, with its usage and events."""
         digest = hashlib.sha256(record.blob).hexdigest() if record.blob else ""
-        verdict, seq = await self._scripts.call(
+        verdict, seq, copied = await self._scripts.call(
             Script.COMMIT,
             *(
                 run.run_id,
@@ -118,10 +161,83 @@ class JournalStore:
             *rows(list(record.usage.spent().items())),
             *rows([draft.fields() for draft in record.events]),
             *rows([(key,) for key in record.opens]),
+            record.former,
         )
         if verdict != b"committed":
             raise OwnershipLost(run.run_id)
-        return int(seq)
+        return Told(int(seq), int(copied))
+
+    async def spawn(self, run: Claimed, told: int, spawn: Spawn) -> Told:
+        """Makes a child run, once for the step. Raises LimitReached: the tree is too large or too deep."""
+        verdict, seq, copied = await self._scripts.call(
+            Script.SPAWN,
+            *(run.run_id, run.fence, told, spawn.key, spawn.child, spawn.outcome[1:]),
+            *(spawn.end_key, spawn.subtask, spawn.workflow, spawn.version, SCHEMA_VERSION),
+            *(spawn.input, *spawn.created.fields(), MOST_DESCENDANTS, DEEPEST, spawn.former),
+        )
+        if verdict == b"full":
+            raise LimitReached(f"a run may have {MOST_DESCENDANTS} runs below it, {DEEPEST} deep")
+        if verdict != b"spawned":
+            raise OwnershipLost(run.run_id)
+        return Told(int(seq), int(copied))
+
+    async def ask(self, run: Claimed, told: int, question: Question, former: str) -> Told:
+        """Opens an input request, once for the step; whoever answers it ends the step."""
+        expires = question.expires_seconds
+        request = question.request
+        asked = InputRequested(
+            input_id=input_id(run.run_id, question.key),
+            kind=request.kind,
+            question=head(request.question),
+            tool=request.tool or None,
+        )
+        verdict, seq, copied = await self._scripts.call(
+            Script.ASK,
+            *(run.run_id, run.fence, told, question.key),
+            "" if expires is None else round(expires * 1000),
+            "" if expires is None else expired_outcome(request).removeprefix("{"),
+            request.model_dump_json(),
+            *Draft(event=asked, agent=request.agent, step=question.key).fields(),
+            former,
+        )
+        if verdict != b"asked":
+            raise OwnershipLost(run.run_id)
+        return Told(int(seq), int(copied))
+
+    async def reserve(
+        self, run: Claimed, told: int, wanted: Reservation
+    ) -> tuple[int, Verdict | Busy]:
+        """The seq, and whether the budget allows the call; granted, it is reserved until the step's commit."""
+        priced = wanted.input_nano_usd is not None and wanted.thousand_output_nano_usd is not None
+        verdict, seq, *rest = await self._scripts.call(
+            Script.RESERVE,
+            *(run.run_id, run.fence, told, wanted.step),
+            *(wanted.input_tokens, wanted.most, wanted.least),
+            wanted.input_nano_usd if priced and wanted.input_nano_usd is not None else "",
+            wanted.thousand_output_nano_usd
+            if priced and wanted.thousand_output_nano_usd is not None
+            else "",
+            *(wanted.model_calls, wanted.tool_calls),
+            *(wanted.wasted_tokens, wanted.wasted_nano_usd, WARN_PERCENT),
+        )
+        match verdict:
+            case b"granted":
+                return int(seq), Granted(int(rest[0]), int(rest[1]))
+            case b"busy":
+                return int(seq), Busy()
+            case b"refused":
+                what, percent, action = rest
+                return int(seq), Refused(what.decode(), int(percent), OnExceeded(action.decode()))
+            case _:
+                raise OwnershipLost(run.run_id)
+
+    async def extend(self, run: Claimed, told: int, step: str, grown: Mapping[str, int]) -> None:
+        """Raises limits of the tree's budget, once for the step."""
+        [verdict] = await self._scripts.call(
+            Script.EXTEND, run.run_id, run.fence, told, step, *rows(list(grown.items()))
+        )
+        if verdict != b"extended":
+            raise OwnershipLost(run.run_id)
 
     async def park(
         self,
@@ -144,6 +260,20 @@ class JournalStore:
         if verdict != b"parked":
             raise OwnershipLost(run.run_id)
         return None
+
+
+def expired_outcome(request: Request) -> str:
+    """What the journal holds of a question that nobody answered in time."""
+    fields: dict[str, Any] = {"digest": request.digest, "agent": request.agent}
+    match request.on_timeout:
+        case OnTimeout.FAIL:
+            failure = StepError(code=RunCode.INPUT_EXPIRED, message="Nobody answered in time.")
+            return orjson.dumps({**fields, "error": failure.model_dump()}).decode()
+        case OnTimeout.DEFAULT:
+            answer = Answer(decision=Decision.RESPOND, value=request.default, timed_out=True)
+        case _:
+            answer = Answer(decision=Decision.REJECT, timed_out=True)
+    return orjson.dumps({**fields, "result": answer.model_dump(mode="json")}).decode()
 
 
 def outcome_json(record: Outcome) -> tuple[bytes, bytes | None]:

@@ -94,7 +94,10 @@ class Completion(_Frozen):
 
     A refusal has finish_reason "refusal", a filtered answer "content_filter", one too long to be
     read "length": none of their words is in it, and `withheld` says how many characters came.
+    `model` is what the provider says that answered, at the endpoint `provider`.
     `rules` are those by which the agent loop judged the turn; 0 are those from before there were any.
+    `asks` are the ids of the calls about which a person is asked before they are made.
+    `limit` is that of the budget which kept the request from being sent.
     """
 
     model: str
@@ -105,3 +108,6 @@ class Completion(_Frozen):
     latency_ms: int
     withheld: int = 0
     rules: int = 0
+    provider: str = ""
+    asks: tuple[str, ...] = ()
+    limit: str = ""

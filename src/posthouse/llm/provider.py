@@ -1,9 +1,12 @@
 """The seam to a model: one method."""
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeAlias
 
 from posthouse.llm.messages import Completion, ModelRequest
+
+# Gets the model that was asked and the headers of what came, whatever its status.
+Heard: TypeAlias = Callable[[str, Mapping[str, str]], None]
 
 
 class ModelProvider(Protocol):

@@ -1,5 +1,6 @@
 """The one retry policy for model requests: only what passes by itself is tried again."""
 
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -13,9 +14,13 @@ from tenacity import (
 )
 
 from posthouse import clock
-from posthouse.errors import ModelUnavailable, RunCode
+from posthouse.errors import EndpointDown, ModelUnavailable, RateLimited, RunCode
+from posthouse.llm.guarded import Guarded, Ready
 from posthouse.llm.messages import Completion, ModelRequest
 from posthouse.llm.provider import ModelProvider
+
+# A run looks at its own bound when it comes back.
+LONGEST_WAIT = 60.0
 
 _log = structlog.get_logger(__name__)
 
@@ -31,12 +36,12 @@ class Retry:
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often and how patiently, in seconds; a Retry-After above `patience` is not waited for."""
+    """How often and how patiently, in seconds; a longer wait than `patience` is for a run without a worker."""
 
     attempts: int = 3
     shortest: float = 2.0
     longest: float = 10.0
-    patience: float = 60.0
+    patience: float = 2.0
 
 
 class RetryingProvider:
@@ -44,7 +49,7 @@ class RetryingProvider:
 
     def __init__(
         self,
-        provider: ModelProvider,
+        provider: ModelProvider | Guarded,
         policy: RetryPolicy | None = None,
         *,
         sleep: Callable[[float], Awaitable[None]] = clock.sleep,
@@ -58,10 +63,12 @@ class RetryingProvider:
         request: ModelRequest,
         on_text: Callable[[str], None],
         on_retry: Callable[[Retry], None],
+        ready: Ready | None = None,
     ) -> Completion:
         """The whole answer. After `on_retry` the text so far is void and `on_text` begins anew.
 
-        Raises ModelUnavailable (no try succeeded, Retry-After too long), ContentRefused, Fatal.
+        `ready` is called before each try. Raises ModelUnavailable (no try succeeded), ContentRefused, Fatal;
+        EndpointDown or RateLimited when the endpoint is not to be asked for a while.
         """
 
         def announce(state: RetryCallState) -> None:
@@ -81,8 +88,23 @@ class RetryingProvider:
             before_sleep=announce,
             reraise=True,
         )
-        completion: Completion = await policy(self._provider.complete, request, on_text)
+        try:
+            completion: Completion = await policy(self._ask, request, on_text, ready)
+        except ModelUnavailable as error:
+            asked = error.retry_after or 0.0
+            if asked <= self._policy.patience:
+                raise
+            limited = error.code is RunCode.RATE_LIMIT
+            wait = min(asked, LONGEST_WAIT) * random.Random().uniform(1.0, 1.1)
+            raise (RateLimited if limited else EndpointDown)(wait) from error
         return completion
+
+    async def _ask(
+        self, request: ModelRequest, on_text: Callable[[str], None], ready: Ready | None
+    ) -> Completion:
+        if isinstance(self._provider, Guarded):
+            return await self._provider.complete(request, on_text, ready)
+        return await self._provider.complete(await ready(request) if ready else request, on_text)
 
     def _give_up(self, state: RetryCallState) -> bool:
         asked = _failure(state).retry_after or 0.0

@@ -49,7 +49,10 @@ class RunError(BaseModel):
 
 
 class UsageTotals(BaseModel):
-    """What a run spent: calls and tokens."""
+    """What a run spent, a root with all below it; `unpriced_calls` are those of models without a known price.
+
+    What was wasted went into tries that failed, and is not among the tokens.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -57,12 +60,17 @@ class UsageTotals(BaseModel):
     tool_calls: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    nano_usd: int = 0
+    unpriced_calls: int = 0
+    wasted_tokens: int = 0
+    wasted_nano_usd: int = 0
 
 
 class RunRecord(BaseModel):
     """A run as it stands in Redis. Times in milliseconds since 1970 by Redis' clock.
 
-    `not_before` is 0 when it may begin at once, `timeout` (milliseconds from its start) is 0 for none.
+    `not_before` is 0 when it may begin at once, `timeout` (milliseconds from its start) is 0 for none; `budget` says
+    whether there are limits on what its tree may spend.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -88,6 +96,9 @@ class RunRecord(BaseModel):
     retries: int = 0
     root: str
     parent: str | None = None
+    subtask: str | None = None
+    models: dict[str, tuple[str, ...]] = {}
+    budget: bool = False
     created_at: int
     updated_at: int
     started_at: int | None = None
@@ -104,12 +115,12 @@ class RunRecord(BaseModel):
         return 10 - self.band
 
 
-_JSON = frozenset({"input", "output", "error", "metadata"})
+_JSON = frozenset({"input", "output", "error", "metadata", "models"})
 _USAGE = tuple(UsageTotals.model_fields)
 FIELDS = (
     "tenant", "workflow", "version", "status", "input", "output", "error", "metadata", "wait_reason",
-    "epoch", "seq", "dispatch", "owner", "root", "parent", "created_at", "updated_at", "started_at",
-    "ended_at", "band", "not_before", "timeout", "retries", *_USAGE,
+    "epoch", "seq", "dispatch", "owner", "root", "parent", "subtask", "models", "budget", "created_at", "updated_at",
+    "started_at", "ended_at", "band", "not_before", "timeout", "retries", *_USAGE,
 )  # fmt: skip
 SUMMARY_FIELDS = tuple(name for name in FIELDS if name not in {"input", "output"})
 

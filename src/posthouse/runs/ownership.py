@@ -9,6 +9,8 @@ class Claimed:
     """A claim's row: the run as it stood, and the fence that every write must carry. Times in ms by Redis' clock.
 
     `down_since` is when the run first parked for the model's endpoint with no step since; 0 when it has not.
+    `copied` of its events are those of its children, `retried_seq` is that of its last retry (0: none), `models`
+    JSON of tier -> models, "" for those of the fleet.
     """
 
     run_id: str
@@ -30,6 +32,12 @@ class Claimed:
     crashes: int
     claimed_at: int
     down_since: int
+    parent: str = ""
+    retried_seq: int = 0
+    budgeted: bool = False
+    copied: int = 0
+    models: str = ""
+    subtask: str = ""
 
     @property
     def suspect(self) -> bool:
@@ -45,7 +53,8 @@ class Claimed:
 def claimed_from(claim_id: str, row: list[Any]) -> Claimed:
     """The claim from a row of the script's reply."""
     run_id, epoch, dispatch, seq, signals, workflow, version, given, root, tenant, *rest = row
-    steps, reason, queued_at, started_at, looks, crashes, claimed_at, down_since = rest
+    steps, reason, queued_at, started_at, looks, crashes, claimed_at, down_since, *more = rest
+    parent, retried_seq, budgeted, copied, models, subtask = more
     return Claimed(
         run_id=run_id.decode(),
         claim_id=claim_id,
@@ -66,6 +75,12 @@ def claimed_from(claim_id: str, row: list[Any]) -> Claimed:
         crashes=int(crashes),
         claimed_at=int(claimed_at),
         down_since=int(down_since),
+        parent=parent.decode(),
+        retried_seq=int(retried_seq),
+        budgeted=budgeted == b"1",
+        copied=int(copied),
+        models=models.decode(),
+        subtask=subtask.decode(),
     )
 
 

@@ -35,6 +35,7 @@ SWEEP_LIMIT = 100
 class Acceptance:
     """A run that is to be accepted. `input` and `metadata` are JSON text; ttl counts from the end.
 
+    `models` is JSON of tier -> models, "" for those of the fleet.
     Band 1 to 9, lower first. `not_before_ms` by Redis' clock, 0 for now; `timeout_ms` from its start, 0 for none.
     """
 
@@ -52,6 +53,8 @@ class Acceptance:
     idempotency_ttl_ms: int = 86_400_000
     not_before_ms: int = 0
     timeout_ms: int = 0
+    models: str = ""
+    budget: tuple[tuple[str, str | int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ class Transitions:
             *(run.idempotency_key, run.fingerprint, run.idempotency_ttl_ms),
             *(run.not_before_ms, run.timeout_ms),
             *(admission.depth, admission.age_ms, admission.memory_percent),
+            *(run.models, *rows(run.budget)),
         )
         if verdict == b"full":
             raise QueueFull(_FULL[run_id], retry_after=int(created_at))
@@ -192,9 +196,17 @@ class Transitions:
             raise OwnershipLost(run.run_id)
         return bool(verdict == b"poisoned")
 
-    async def retry(self, run_id: str, tenant: str, seen: int, again: Sequence[str]) -> None:
+    async def retry(
+        self,
+        run_id: str,
+        tenant: str,
+        seen: int,
+        again: Sequence[str],
+        children: Sequence[tuple[str, Sequence[str]]] = (),
+    ) -> None:
         """Makes an ended run pending again; the steps in `again` are set aside and done anew, the others stay.
 
+        With it the `children` that ended without a result, parents first, each with its own steps that are done anew.
         `seen` is the seq of the record by which they were chosen. A run that a retry has made live stays as it is.
         Raises NotFound; Conflict for a child, a completed or a live run, or one that changed since.
         """
@@ -202,6 +214,7 @@ class Transitions:
             Script.RETRY,
             *(run_id, tenant, seen, *Draft(event=RunRetried(steps=len(again))).fields()),
             *rows([(key,) for key in again]),
+            *rows([(child, "\n".join(steps)) for child, steps in children]),
         )
         match verdict:
             case b"retried":

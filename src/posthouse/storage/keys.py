@@ -8,6 +8,7 @@ COUNTER = "queue:counter"
 DRAINED = "queue:drained"
 WORKERS = "workers"
 HELD = "held"
+SCHEDULES = "schedules"
 
 ARQ_PREFIXES = ("arq:job:", "arq:in-progress:", "arq:retry:")
 
@@ -50,6 +51,26 @@ def waits(run_id: str) -> str:
 def archive(run_id: str) -> str:
     """Hash: number of the retry and step key -> the outcome that the retry set aside."""
     return f"run:{run_id}:archive"
+
+
+def inputs(run_id: str) -> str:
+    """Hash: input request -> its state, times, step and JSON; `<input request>:answer` -> what was answered."""
+    return f"run:{run_id}:inputs"
+
+
+def open_inputs(root_id: str) -> str:
+    """Set: the open input requests of a tree."""
+    return f"run:{root_id}:open_inputs"
+
+
+def budget(root_id: str) -> str:
+    """Hash: limits of a tree, what was spent, what is reserved for calls in flight; only where there are limits."""
+    return f"run:{root_id}:budget"
+
+
+def inbox(tenant: str) -> str:
+    """Zset of open input requests, score 0, so ordered by the run's ULID."""
+    return f"inputs:{tenant}"
 
 
 def tree(root_id: str) -> str:
@@ -95,3 +116,18 @@ def claims(claim_id: str) -> str:
 def endpoint(digest: str) -> str:
     """Hash with a TTL: the breaker of a model's endpoint; there only while something is wrong with it."""
     return f"endpoint:{digest}"
+
+
+def pace(digest: str) -> str:
+    """Hash with a TTL: how fast an endpoint, or one model of it, is asked, and how fast it may be."""
+    return f"pace:{digest}"
+
+
+def schedule(schedule_id: str) -> str:
+    """Hash: a schedule, its next slot and what came of the last one."""
+    return f"schedule:{schedule_id}"
+
+
+def schedules_of(tenant: str) -> str:
+    """Zset of schedule ids, score 0, so ordered by ULID."""
+    return f"schedules:{tenant}"

@@ -22,6 +22,11 @@ class Script(StrEnum):
     HEARTBEAT = "heartbeat"
     START = "start"
     COMMIT = "commit"
+    SPAWN = "spawn"
+    ASK = "ask"
+    ANSWER = "answer"
+    RESERVE = "reserve"
+    EXTEND = "extend"
     PARK = "park"
     RELEASE = "release"
     FINISH = "finish"
@@ -33,21 +38,27 @@ class Script(StrEnum):
     DOCTOR = "doctor"
     ADMIT = "admit"
     REPORT = "report"
+    SCHEDULE = "schedule"
+    UNSCHEDULE = "unschedule"
+    FIRE = "fire"
+    PACE = "pace"
 
 
-TAKES_IN = (Script.ACCEPT, Script.RETRY)
+TAKES_IN = (Script.ACCEPT, Script.RETRY, Script.SCHEDULE, Script.FIRE)
+# What several scripts need and most do not.
+SHARED = {Script.ACCEPT: "intake", Script.FIRE: "intake"}
 
 
 def source(script: Script) -> str:
-    """The whole text that Redis runs: flags, prelude and the script's own file.
+    """The whole text that Redis runs: flags, prelude, what it shares with others, and the script's own file.
 
     Only what takes work in is refused when memory is full; whatever carries work on or ends it must pass, or a full
     Redis could never empty itself.
     """
     folder = resources.files("posthouse.storage") / "lua"
     flags = "#!lua" if script in TAKES_IN else "#!lua flags=allow-oom"
-    prelude = (folder / "prelude.lua").read_text()
-    return f"{flags}\n{prelude}\n{(folder / f'{script}.lua').read_text()}"
+    names = filter(None, ("prelude", "endings", SHARED.get(script), script.value))
+    return "\n".join((flags, *((folder / f"{name}.lua").read_text() for name in names)))
 
 
 def rows(items: Iterable[Sequence[Argument]]) -> list[Argument]:

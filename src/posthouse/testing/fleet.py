@@ -10,6 +10,8 @@ from redis.asyncio import Redis
 
 from posthouse import ids
 from posthouse.agents.spec import Agent
+from posthouse.budget.model import Budget
+from posthouse.engine.clockwork import Clockwork
 from posthouse.engine.context import AgentRunner
 from posthouse.engine.dismissals import Dismissals
 from posthouse.engine.engine import Engine, Identity
@@ -25,6 +27,7 @@ from posthouse.journal.store import JournalStore
 from posthouse.queue.worker import NET_SECONDS, FleetWorker, fleet_worker
 from posthouse.runs.model import TERMINAL, RunRecord, Status, record_from
 from posthouse.runs.transitions import Acceptance, Transitions
+from posthouse.schedules.store import Schedules
 from posthouse.storage import keys
 from posthouse.storage.connect import connect
 from posthouse.storage.ending import ended
@@ -132,7 +135,9 @@ class LocalFleet:
             dismissals,
             suspects,
         )
-        engine = Engine(workshop, identity, slots)
+        versions = dict(sorted(self._workflows))
+        clockwork = Clockwork(Schedules(redis), transitions, versions, self.metrics)
+        engine = Engine(workshop, identity, slots, clockwork)
 
         async def execute_run(_: dict[Any, Any], run_id: str, dispatch: int) -> None:
             await engine.deliver(run_id, dispatch)
@@ -156,7 +161,13 @@ class LocalFleet:
         await worker.drain()
 
     async def submit(
-        self, workflow: str, given: str, *, version: int = 1, timeout_ms: int = 0
+        self,
+        workflow: str,
+        given: str,
+        *,
+        version: int = 1,
+        timeout_ms: int = 0,
+        budget: Budget | None = None,
     ) -> str:
         """Accepts a run of the workflow with the input (JSON text); its id."""
         created = Draft(event=RunCreated(workflow=workflow, version=version))
@@ -164,6 +175,7 @@ class LocalFleet:
             *(ids.new_run_id(), "default", workflow, version, given, "{}", created),
             ttl_ms=600_000,
             timeout_ms=timeout_ms,
+            budget=tuple(budget.rows()) if budget else (),
         )
         return (await self.transitions.accept(acceptance)).run_id
 

@@ -1,17 +1,31 @@
 """The journal in memory, with crashes to order, for tests of agents and tools."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from posthouse import clock
-from posthouse.errors import RunFailed
-from posthouse.events.types import Draft, MessageDelta
-from posthouse.journal.model import Done, Prompt, Step, StepError, Usage, checked_key
+from posthouse.budget.model import Granted, Reservation, Verdict
+from posthouse.errors import RunCode, RunFailed, recorded_failure
+from posthouse.events.types import Draft, InputAnswered, InputExpired, InputRequested, MessageDelta
+from posthouse.inputs.model import Answer, Decision, OnTimeout, Question, input_id
+from posthouse.journal.model import (
+    Done,
+    Parked,
+    Prompt,
+    Step,
+    StepError,
+    Usage,
+    Wait,
+    checked_key,
+    lost_by,
+)
 
 T = TypeVar("T")
+
+ANSWER: TypeAdapter[Answer] = TypeAdapter(Answer)
 
 
 class Crashed(BaseException):
@@ -47,6 +61,12 @@ class Kept:
     clocks: dict[str, float] = field(default_factory=dict)
     usage: list[Usage] = field(default_factory=list)
     intents: set[str] = field(default_factory=set)
+    doubts: set[str] = field(default_factory=set)
+    questions: dict[str, Question] = field(default_factory=dict)
+    asking: set[str] = field(default_factory=set)
+    asking_since: float = 0.0
+    asked_seconds: float = 0.0
+    grown: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 class MemorySteps:
@@ -68,6 +88,9 @@ class MemorySteps:
         self._commits = 0
         self._dead = False
         self.kept = kept or Kept()
+        self.models: Mapping[str, tuple[str, ...]] = {}
+        self.budget: Callable[[Reservation], Verdict] | None = None
+        self.reservations: list[Reservation] = []
         self.pushes: list[tuple[str, MessageDelta]] = []
         self.worked: list[str] = []
         self.announced_alone: list[str] = []
@@ -101,7 +124,7 @@ class MemorySteps:
             done = await self._work(step)
         except RunFailed as failed:
             error = StepError(code=failed.code, message=str(failed))
-            self._commit(step.key, Record(digest=step.digest, error=error), Done(None))
+            self._commit(step.key, Record(digest=step.digest, error=error), lost_by(step))
             raise
         value = step.result.dump_json(done.value)
         self._commit(step.key, Record(digest=step.digest, value=value), done)
@@ -120,10 +143,68 @@ class MemorySteps:
         """Keeps the event."""
         self.kept.events.append(draft)
 
-    async def elapsed(self, key: str) -> float:
-        """Seconds since the first call with this key."""
+    async def ask(self, question: Question) -> Answer:
+        """What `answer` said; until then it parks."""
         self._live()
-        return self._now() - self.kept.clocks.setdefault(checked_key(key), self._now())
+        key, request = checked_key(question.key), question.request
+        record = self.kept.journal.get(key)
+        if record is not None:
+            return _replayed(Step(key, _unreachable, ANSWER, digest=request.digest), record)
+        if key not in self.kept.asking:
+            if not self.kept.asking:
+                self.kept.asking_since = self._now()
+            self.kept.asking.add(key)
+            self.kept.questions[key] = question
+            asked = InputRequested(
+                input_id=input_id(self._run_id, key),
+                kind=request.kind,
+                question=request.question,
+                tool=request.tool or None,
+            )
+            self.kept.events.append(Draft(event=asked, agent=request.agent, step=key))
+        raise Parked((Wait(key, "input", None),))
+
+    def answer(self, key: str, answer: Answer) -> None:
+        """A person answers the question under the key."""
+        event = InputAnswered(input_id=input_id(self._run_id, key), decision=answer.decision)
+        digest = self._closed(key, event).request.digest
+        self.kept.journal[key] = Record(digest=digest, value=ANSWER.dump_json(answer))
+
+    def expire(self, key: str) -> None:
+        """Nobody answers the question under the key in time."""
+        request = self._closed(key, InputExpired(input_id=input_id(self._run_id, key))).request
+        if request.on_timeout is OnTimeout.FAIL:
+            error = StepError(code=RunCode.INPUT_EXPIRED, message="Nobody answered in time.")
+            self.kept.journal[key] = Record(digest=request.digest, error=error)
+        else:
+            value = ANSWER.dump_json(Answer(decision=Decision.REJECT, timed_out=True))
+            self.kept.journal[key] = Record(digest=request.digest, value=value)
+
+    def _closed(self, key: str, event: InputAnswered | InputExpired) -> Question:
+        self.kept.asking.remove(key)
+        if not self.kept.asking:
+            self.kept.asked_seconds += self._now() - self.kept.asking_since
+        self.kept.events.append(Draft(event=event, step=key))
+        return self.kept.questions[key]
+
+    async def reserve(self, wanted: Reservation) -> Verdict:
+        """What `budget` says of it; the reservation is kept."""
+        self._live()
+        if self.budget is None:
+            return Granted(None)
+        self.reservations.append(wanted)
+        return self.budget(wanted)
+
+    async def extend(self, key: str, grown: Mapping[str, int]) -> None:
+        """Keeps by how much the limits grew, once for the key."""
+        self._live()
+        self.kept.grown.setdefault(key, dict(grown))
+
+    async def elapsed(self, key: str) -> float:
+        """Seconds since the first call with this key, without those for which a person was asked."""
+        self._live()
+        began = self.kept.clocks.setdefault(checked_key(key), self._now())
+        return self._now() - began - self.kept.asked_seconds
 
     def _live(self) -> None:
         if self._dead:
@@ -136,7 +217,9 @@ class MemorySteps:
         if step.key not in self.kept.intents:
             self.kept.intents.add(step.key)
             return await step.work()
-        self.kept.events.append(intent.doubt)
+        if step.key not in self.kept.doubts:
+            self.kept.doubts.add(step.key)
+            self.kept.events.append(intent.doubt)
         return await (intent.instead or step.work)()
 
     def _open(self, step: Step[T]) -> None:
@@ -171,8 +254,12 @@ class MemorySteps:
         raise Crashed
 
 
+async def _unreachable() -> Done[Answer]:
+    raise AssertionError("a question is answered by a person")
+
+
 def _replayed(step: Step[T], record: Record) -> T:
     assert record.digest == step.digest, f"step {step.key} was asked for something else before"
     if record.error is not None:
-        raise RunFailed(record.error.message, code=record.error.code)
+        raise recorded_failure(record.error.code, record.error.message)
     return step.result.validate_json(record.value)

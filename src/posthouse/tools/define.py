@@ -11,12 +11,13 @@ import docstring_parser
 import structlog
 
 from posthouse.errors import ConfigurationError, ToolFailed
+from posthouse.inputs.model import OnTimeout
 from posthouse.llm.messages import ToolOffer
 from posthouse.registry import checked_name
 from posthouse.tools.answer import answered, failed, failed_by
 from posthouse.tools.arguments import Arguments, ArgumentsRefused, Function, arguments_of
 from posthouse.tools.attempts import with_retries
-from posthouse.tools.model import Effect, InDoubt, Tool, ToolAnswer, ToolContext
+from posthouse.tools.model import Approval, Effect, InDoubt, Tool, ToolAnswer, ToolContext
 
 MIN_RESULT_BYTES = 100
 
@@ -36,7 +37,9 @@ def tool(
     trusted: bool = False,
     retries: int = 0,
     concurrency: int | None = None,
-    in_doubt: InDoubt = InDoubt.FAIL,
+    in_doubt: InDoubt = InDoubt.ASK,
+    requires_approval: bool | Approval = False,
+    approve_after_outside: bool = True,
 ) -> Callable[[Function], Tool]: ...
 
 
@@ -50,7 +53,9 @@ def tool(
     trusted: bool = False,
     retries: int = 0,
     concurrency: int | None = None,
-    in_doubt: InDoubt = InDoubt.FAIL,
+    in_doubt: InDoubt = InDoubt.ASK,
+    requires_approval: bool | Approval = False,
+    approve_after_outside: bool = True,
 ) -> Tool | Callable[[Function], Tool]:
     """Makes a Tool of a typed async function; its docstring tells the model what everything is for.
 
@@ -58,11 +63,16 @@ def tool(
     Unless it is `trusted`, its text is marked as data from outside. A call that failed in a passing
     way is made up to `retries` times more, each try with the whole `timeout_seconds`; `concurrency`
     calls may run at the same time in one worker process. When a crash cut a call that writes,
-    `in_doubt` says whether it is made again (its idempotency key stays the same) or answered as a failure.
+    `in_doubt` says whether a person is asked, or it is made again (its idempotency key stays the same), or
+    answered as a failure. With `requires_approval` a person sees the arguments of each call before it is made.
+    A tool that writes is also asked about once its agent has read text from outside, unless
+    `approve_after_outside` is false.
     Raises ConfigurationError when the function cannot be offered to a model.
     """
+    approval = Approval() if requires_approval is True else requires_approval or None
     terms = _Terms(
-        effect, timeout_seconds, max_result_bytes, trusted, retries, concurrency, in_doubt
+        *(effect, timeout_seconds, max_result_bytes, trusted, retries, concurrency, in_doubt),
+        *(approval, approve_after_outside),
     )
     return terms.tool_of if function is None else terms.tool_of(function)
 
@@ -78,6 +88,8 @@ class _Terms:
     retries: int
     concurrency: int | None
     in_doubt: InDoubt
+    approval: Approval | None
+    approve_after_outside: bool
 
     def tool_of(self, function: Function) -> Tool:
         name = _checked_name(function)
@@ -95,6 +107,9 @@ class _Terms:
             body.call,
             self.concurrency,
             self.in_doubt,
+            body.check,
+            self.approval,
+            self.approve_after_outside,
         )
 
     def _wrong(self) -> Iterator[str]:
@@ -109,6 +124,8 @@ class _Terms:
             yield "a call that writes is never made again by itself; take retries out"
         if self.concurrency is not None and self.concurrency < 1:
             yield f"concurrency must be at least 1, not {self.concurrency}"
+        if self.approval is not None:
+            yield from _wrong_approval(self.approval)
 
 
 @dataclass(frozen=True)
@@ -120,6 +137,17 @@ class _Body:
     takes_context: bool
     arguments: Arguments
     terms: _Terms
+
+    def check(self, text: str) -> ToolAnswer | None:
+        """What is wrong with the arguments, as the model is told; None when nothing is."""
+        try:
+            self.arguments.parse(text)
+        except ArgumentsRefused as error:
+            return failed("invalid_arguments", str(error))
+        except Exception:
+            log.exception("tool_call_broke", tool=self.name)
+            return failed("unexpected", "the tool failed")
+        return None
 
     async def call(self, context: ToolContext, text: str) -> ToolAnswer:
         async def attempt() -> ToolAnswer:
@@ -149,6 +177,16 @@ class _Body:
             return failed("unexpected", "the tool failed")
         ours = self.terms.trusted and answer.problem is None
         return answer.model_copy(update={"trusted": True}) if ours else answer
+
+
+def _wrong_approval(approval: Approval) -> Iterator[str]:
+    seconds, then = approval.expires_seconds, approval.on_timeout
+    if then is OnTimeout.DEFAULT:
+        yield "an approval has no default; take wait, reject or fail"
+    if (seconds is None) != (then is OnTimeout.WAIT):
+        yield "an approval that expires says what follows (reject or fail), and only such a one"
+    if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
+        yield f"expires_seconds must be above 0, not {seconds}"
 
 
 def _checked_name(function: Function) -> str:

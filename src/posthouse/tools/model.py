@@ -1,12 +1,13 @@
 """What a tool is, what it answers, and what it may use."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from posthouse.inputs.model import OnTimeout, Request
 from posthouse.llm.messages import ToolOffer
 
 
@@ -21,8 +22,17 @@ class Effect(StrEnum):
 class InDoubt(StrEnum):
     """What becomes of a writing call that a crash cut, when nobody knows whether it took effect."""
 
+    ASK = "ask"
     FAIL = "fail"
     REPEAT = "repeat"
+
+
+@dataclass(frozen=True)
+class Approval:
+    """How a person is asked before a call is made: for as long as it takes, or `expires_seconds` and what follows."""
+
+    expires_seconds: float | None = None
+    on_timeout: OnTimeout = OnTimeout.WAIT
 
 
 class Source(BaseModel):
@@ -120,6 +130,9 @@ class Tool:
     `call` takes the model's own argument text, validates it, and never raises but for cancellation: every
     failure is an answer with a problem. Timeout in seconds for each try, `max_result_bytes` in bytes of UTF-8;
     `concurrency` is how many calls one worker process may make at the same time, None for any number.
+    `check` says what is wrong with an argument text, None when nothing is. With an `approval` a person is asked
+    before each call; a tool that writes asks too once its agent has read text from outside, unless
+    `approve_after_outside` is false. With a `question` no call is made at all: a person's answer is the result.
     """
 
     offer: ToolOffer
@@ -128,7 +141,11 @@ class Tool:
     max_result_bytes: int
     call: Callable[[ToolContext, str], Awaitable[ToolAnswer]]
     concurrency: int | None = None
-    in_doubt: InDoubt = InDoubt.FAIL
+    in_doubt: InDoubt = InDoubt.ASK
+    check: Callable[[str], ToolAnswer | None] | None = None
+    approval: Approval | None = None
+    approve_after_outside: bool = True
+    question: Callable[[Mapping[str, Any]], Request] | None = None
 
     @property
     def name(self) -> str:

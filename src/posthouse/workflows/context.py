@@ -2,6 +2,7 @@
 
 import random as random_module
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
@@ -9,9 +10,18 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from posthouse.events.types import Event
-from posthouse.journal.model import AgentAnswer
+from posthouse.inputs.model import Answer, OnTimeout, Request
+from posthouse.journal.model import AgentAnswer, ChildEnd
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Child:
+    """A child run, and the step that made it."""
+
+    key: str
+    run_id: str
 
 
 class RunContext(Protocol):
@@ -46,6 +56,46 @@ class RunContext(Protocol):
 
     async def gather(self, *branches: Awaitable[T]) -> list[T]:
         """The branches' values in order; all of them end or park before anything is raised."""
+        ...
+
+    async def spawn(
+        self, key: str, workflow: str, request: BaseModel, *, subtask: str | None = None
+    ) -> Child:
+        """Makes a child run of the workflow, which any worker carries, and goes on.
+
+        `subtask` is what events call it; the key unless another is given. Raises LimitReached.
+        """
+        ...
+
+    async def join(self, child: Child) -> ChildEnd:
+        """What has become of a child run; until it has ended the run waits without a worker."""
+        ...
+
+    async def ask(
+        self,
+        key: str,
+        question: str,
+        *,
+        form: type[BaseModel] | None = None,
+        expires_in: float | None = None,
+        on_timeout: OnTimeout = OnTimeout.WAIT,
+        default: Any = None,
+    ) -> Answer:
+        """Asks a person, and waits without a worker for as long as it takes, or `expires_in` seconds.
+
+        With a form the answer's value fits it. Raises InputExpired when `on_timeout` is fail.
+        """
+        ...
+
+    async def request(
+        self, key: str, request: Request, *, expires_in: float | None = None
+    ) -> Answer:
+        """Asks a person for what the request says: an approval, say, with what exactly is to be approved."""
+        ...
+
+    @property
+    def agents(self) -> dict[str, str]:
+        """What each agent is for, by name."""
         ...
 
     async def emit(self, key: str, event: Event) -> None:

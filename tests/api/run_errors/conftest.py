@@ -21,8 +21,11 @@ from posthouse.errors import ToolFailed
 from posthouse.journal.model import Prompt
 from posthouse.llm.breaker import Breaker, BreakerPolicy, Endpoint
 from posthouse.llm.guarded import Guarded
+from posthouse.llm.pace import Pace
 from posthouse.llm.providers.openai import openai_provider
+from posthouse.llm.rate import Rate
 from posthouse.llm.retry import RetryingProvider
+from posthouse.llm.routed import one_model
 from posthouse.settings import Settings
 from posthouse.telemetry import Metrics
 from posthouse.testing.endpoint import ModelEndpoint, Reply
@@ -114,19 +117,21 @@ class Bench:
         known, metrics = {tool.name: tool for tool in tools}, Metrics(CollectorRegistry())
         with capture_logs() as log:
             async with ModelEndpoint(*replies) as model, AsyncExitStack() as stack:
+                where = Endpoint.at(model.url)
+                rate = Rate(Pace(self.redis), where)
                 provider = openai_provider(
-                    api_key="sk-test", base_url=model.url, idle_seconds=silence_seconds
+                    api_key="sk-test",
+                    base_url=model.url,
+                    idle_seconds=silence_seconds,
+                    heard=rate.hear,
                 )
                 stack.push_async_callback(provider.aclose)
-                guarded = Guarded(
-                    provider, Breaker(self.redis, breaker), Endpoint.at(model.url), metrics
-                )
+                guarded = Guarded(provider, Breaker(self.redis, breaker), where, metrics, rate=rate)
                 loop = AgentLoop(
-                    RetryingProvider(guarded, sleep=self._sleep),
+                    one_model(RetryingProvider(guarded, sleep=self._sleep), "m"),
                     known,
                     Resources(search=Nothing(), pages=Nothing()),
                     metrics,
-                    model="m",
                     timeout_seconds=agent_seconds,
                 )
                 fleet = await stack.enter_async_context(

@@ -39,7 +39,7 @@ def leaks(seen: Any) -> list[str]:
     return [place for place, text in seen.texts.items() if CANARY in text]
 
 
-BUSY = "The model provider limits the rate of requests."
+BUSY = "The model provider has limited the rate of requests for too long."
 BROKEN = "The model provider had an error."
 LOST = "The connection to the model failed."
 LATE = "The model took too long to answer."
@@ -48,8 +48,6 @@ BEGINNING = chunk(content="It begins")
 CUT = streamed(BEGINNING, whole=False, headers=NOISE)
 
 PASSES = {
-    "429": (no(429), "rate_limit", BUSY),
-    "429 in the stream": (error_in_stream("rate_limit_error", None), "rate_limit", BUSY),
     "500": (no(500, Retry_After=CANARY), "server_error", BROKEN),
     "502 of a proxy": (page(502), "server_error", BROKEN),
     "503": (no(503), "server_error", BROKEN),
@@ -82,18 +80,28 @@ async def test_an_endpoint_that_is_not_there(bench):
     assert len(seen.data("model.retrying")) == TRIES - 1
 
 
-async def test_a_wait_that_the_provider_asks_for_is_waited(bench):
-    seen = await bench.run(no(429, Retry_After="7"))
+LIMITED = {
+    "429": no(429),
+    "429 in the stream": error_in_stream("rate_limit_error", None),
+    "429 and when to come back": no(429, Retry_After="3600"),
+}
+
+
+@pytest.mark.parametrize("row", LIMITED)
+async def test_a_limit_of_the_rate_is_no_try_and_ends_a_run_only_at_its_bound(bench, row):
+    seen = await bench.run(LIMITED[row], model_wait_seconds=0)
     seen.failed_with("rate_limit", BUSY, retryable=True)
-    assert [7 <= seconds <= 7.7 for seconds in seen.slept] == [True] * (TRIES - 1)
-    assert [7000 <= r["delay_ms"] <= 7700 for r in seen.data("model.retrying")] == [True, True]
+    assert (seen.asked, seen.slept, seen.data("model.retrying")) == (1, [], [])
     assert leaks(seen) == []
 
 
-async def test_a_wait_that_is_too_long_is_left_to_the_caller(bench):
-    seen = await bench.run(no(429, Retry_After="3600"))
-    seen.failed_with("rate_limit", BUSY, retryable=True)
-    assert (seen.asked, seen.slept, seen.data("model.retrying")) == (1, [], [])
+async def test_a_short_wait_that_the_provider_asks_for_is_waited(bench):
+    seen = await bench.run(no(429, Retry_After_Ms="200"), said("# Posts"))
+    assert (seen.record["status"], seen.record["error"]) == ("completed", None)
+    [retry] = seen.data("model.retrying")
+    assert (retry["code"], 190 <= retry["delay_ms"] <= 300) == ("rate_limit", True)
+    assert seen.data("run.waiting") == []
+    assert leaks(seen) == []
 
 
 async def test_one_fault_costs_one_try(bench):

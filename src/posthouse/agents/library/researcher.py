@@ -7,4 +7,5 @@ researcher = AgentSpec(
     description="Finds authoritative sources, reads them, checks them and cites.",
     prompt="researcher.v1",
     tools=("search_web", "extract_content"),
+    tier="fast",
 )

@@ -16,6 +16,7 @@ from posthouse.embedded.standin.decide import (
     decide,
     loop_call,
     told_calls,
+    told_plan,
 )
 from posthouse.embedded.standin.prose import sentences
 from posthouse.embedded.standin.refused import (
@@ -29,6 +30,7 @@ from posthouse.embedded.standin.replies import JSON, SSE, Reply
 from posthouse.embedded.standin.script import (
     Behaviour,
     CallTools,
+    FaultyPlan,
     Hold,
     Loop,
     Pace,
@@ -95,6 +97,8 @@ class Completions:
                 return Refusal(text)
             case CallTools(calls=calls):
                 return told_calls(ask, tuple((call.name, call.arguments) for call in calls))
+            case FaultyPlan(fault=fault):
+                return told_plan(ask, fault) or self._decided(ask, key)
             case _:
                 return self._decided(ask, key)
 

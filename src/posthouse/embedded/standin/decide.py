@@ -7,7 +7,8 @@ from typing import Literal, TypeAlias
 
 import orjson
 
-from posthouse.embedded.standin.errands import errands_of, quoted, unasked
+from posthouse.embedded.standin.digest import asks_for_digest, digest
+from posthouse.embedded.standin.errands import errands_of, quoted, quotes, unasked
 from posthouse.embedded.standin.evidence import (
     EXTRACT,
     SEARCH,
@@ -17,6 +18,7 @@ from posthouse.embedded.standin.evidence import (
     task_of,
     unread,
 )
+from posthouse.embedded.standin.planning import PlanFault, PlanForm, faulty_plan, plan, plan_form
 from posthouse.embedded.standin.prose import sentences
 from posthouse.embedded.standin.sample import Json, sample
 from posthouse.embedded.standin.words import telling
@@ -93,21 +95,27 @@ class _Wish:
 def decide(ask: Ask, read: Reader = sentences) -> Answer:
     """The answer, the same for the same `ask`: a search, then reading, then the report.
 
-    Where there is nothing to search in, every other tool once, then what they said.
+    Where there is nothing to search in, every other tool once, then what they said; else a text out of the
+    results in the task. Asked for a plan, a plan.
     """
     task = task_of(ask.messages)
     evidence = evidence_of(ask.messages)
     wishes = _wishes(ask, task, evidence)
     if wishes:
         return Calls(_with_ids(wishes if ask.parallel else wishes[:1], ask.messages))
-    return Text(_final(ask.form, lambda: _prose(ask, task, evidence, read)))
+    return Text(_final(ask.form, task, lambda: _prose(ask, task, evidence, read)))
 
 
 def _prose(ask: Ask, task: Task, evidence: Evidence, read: Reader) -> str:
     errands = errands_of(ask.messages)
-    if errands and not evidence.searched and not evidence.pages:
+    researched = evidence.searched or bool(evidence.pages)
+    if not researched and asks_for_digest(task):
+        text = digest(task, read)
+    elif errands and not researched:
         return quoted(task.topic, errands)
-    return report(task.topic, evidence, read)
+    else:
+        text = report(task.topic, evidence, read)
+    return f"{text}\n## What other tools said\n\n{quotes(errands)}\n" if errands else text
 
 
 def loop_call(ask: Ask) -> Calls:
@@ -115,6 +123,14 @@ def loop_call(ask: Ask) -> Calls:
     turn = sum(isinstance(m, AssistantMessage) for m in ask.messages) + 1
     query = f"{' '.join(_key_words(task_of(ask.messages).topic))} {turn}".strip()
     return Calls(_with_ids([_Wish(SEARCH, _dumped({"query": query}))], ask.messages))
+
+
+def told_plan(ask: Ask, fault: PlanFault) -> Text | None:
+    """The plan with this fault, when the request asks for a plan."""
+    form = _plan_form(ask.form)
+    if form is None:
+        return None
+    return Text(_dumped(faulty_plan(_goal(task_of(ask.messages)), form, fault)))
 
 
 def told_calls(ask: Ask, calls: tuple[tuple[str, str], ...]) -> Calls:
@@ -130,7 +146,8 @@ def _wishes(ask: Ask, task: Task, evidence: Evidence) -> list[_Wish]:
         case Named(name):
             return [_some_call(offers[name], task, evidence)]
         case "auto":
-            return _road(offers, task, evidence) or _errands(ask, task)
+            # What the task names comes first: a person may say what to search for.
+            return _errands(ask, task) or _road(offers, task, evidence)
         case "required":
             first = next(iter(ask.offers))
             return _road(offers, task, evidence) or [_some_call(first, task, evidence)]
@@ -195,14 +212,23 @@ def _key_words(topic: str) -> list[str]:
     return telling(topic)[:_KEY_WORDS]
 
 
-def _final(form: AsText | AsJson, text: Callable[[], str]) -> str:
+def _final(form: AsText | AsJson, task: Task, text: Callable[[], str]) -> str:
     match form:
         case AsText():
             return text()
         case AsJson(None):
             return _dumped({"answer": text()})
         case AsJson(schema):
-            return _dumped(sample(schema or {}))
+            wanted = _plan_form(form)
+            return _dumped(plan(_goal(task), wanted) if wanted else sample(schema or {}))
+
+
+def _plan_form(form: AsText | AsJson) -> PlanForm | None:
+    return plan_form(form.schema) if isinstance(form, AsJson) and form.schema else None
+
+
+def _goal(task: Task) -> str:
+    return task.goal or task.topic
 
 
 def _with_ids(wishes: list[_Wish], messages: tuple[Message, ...]) -> tuple[ToolCall, ...]:

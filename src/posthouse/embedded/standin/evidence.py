@@ -9,14 +9,15 @@ from urllib.parse import urldefrag
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
 
-from posthouse.agents.outside import unmarked
 from posthouse.llm.messages import AssistantMessage, Message, ToolMessage, UserMessage
+from posthouse.llm.outside import unmarked, without_blocks
 
 SEARCH, EXTRACT = "search_web", "extract_content"
 
 _TOPIC = re.compile(
     r"^[\s*_#>-]*topic[*_]*\s*:[*_\s]*?(\S.*?)[*_\s]*$", re.IGNORECASE | re.MULTILINE
 )
+_GOAL = re.compile(r"^Goal:[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 _DEPTH = re.compile(r"^[\s*_#>-]*depth[*_]*\s*:[*_\s]*(\w+)", re.IGNORECASE | re.MULTILINE)
 _DEEP = re.compile(r"\bdeep\b", re.IGNORECASE)
 
@@ -41,10 +42,12 @@ class ReadPage(BaseModel):
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked: its topic, and whether it is to be looked into deeply."""
+    """What is asked: its topic, whether it is to be looked into deeply, the goal behind it, the whole text."""
 
     topic: str
     deep: bool
+    goal: str = ""
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,17 @@ class Evidence:
 def task_of(messages: tuple[Message, ...]) -> Task:
     """The task that the conversation is about now."""
     text = _task_text(messages)
-    topic = _TOPIC.search(text)
-    depth = _DEPTH.search(text)
-    deep = depth[1].lower() == "deep" if depth else _DEEP.search(text) is not None
-    return Task(topic=(topic[1] if topic else text).strip(), deep=deep)
+    said = without_blocks(text)
+    goal = _GOAL.search(said)
+    topic = _TOPIC.search(said) or goal
+    depth = _DEPTH.search(said)
+    deep = depth[1].lower() == "deep" if depth else _DEEP.search(said) is not None
+    return Task(
+        topic=(topic[1] if topic else said).strip(),
+        deep=deep,
+        goal=goal[1] if goal else "",
+        text=text,
+    )
 
 
 def evidence_of(messages: tuple[Message, ...]) -> Evidence:
@@ -112,11 +122,16 @@ def _in_turn(searches: tuple[tuple[Hit, ...], ...]) -> Iterator[Hit]:
 
 
 def _task_index(messages: tuple[Message, ...]) -> int:
-    """The last user message with a topic line; without any, the last that follows no result."""
+    """The last user message with a topic or a goal; without any, the last that follows no result."""
     asked = [i for i, message in enumerate(messages) if isinstance(message, UserMessage)]
-    with_topic = [i for i in asked if _TOPIC.search(messages[i].text)]
+    with_topic = [i for i in asked if _names_its_topic(messages[i])]
     opening = [i for i in asked if not _follows_result(messages, i)]
     return (with_topic or opening or asked or [-1])[-1]
+
+
+def _names_its_topic(message: Message) -> bool:
+    said = without_blocks(message.text)
+    return (_TOPIC.search(said) or _GOAL.search(said)) is not None
 
 
 def _follows_result(messages: tuple[Message, ...], index: int) -> bool:

@@ -70,6 +70,11 @@ def sentences(text: str) -> tuple[Sentence, ...]:
     return tuple(seen.values())
 
 
+def split(line: str) -> list[str]:
+    """The sentences of one line, whether they read well or not."""
+    return _split(_inline(line))
+
+
 def reads_well(sentence: str) -> bool:
     """Whether the text is one whole plain sentence of a moderate length."""
     count = len(words(sentence))

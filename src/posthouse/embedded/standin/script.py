@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from posthouse.embedded.standin.planning import PlanFault
+
 _REMEMBERED = 10_000
 
 
@@ -96,6 +98,13 @@ class CallTools(_Behaviour):
     calls: tuple[ToldCall, ...] = Field(min_length=1)
 
 
+class FaultyPlan(_Behaviour):
+    """Where a plan is asked for, one with this fault; anything else is answered as always."""
+
+    type: Literal["plan"]
+    fault: PlanFault
+
+
 class Refuse(_Behaviour):
     """A refusal."""
 
@@ -104,7 +113,17 @@ class Refuse(_Behaviour):
 
 
 Behaviour: TypeAlias = Annotated[
-    Status | Truncate | Corrupt | Disconnect | Delay | Hold | Loop | Say | CallTools | Refuse,
+    Status
+    | Truncate
+    | Corrupt
+    | Disconnect
+    | Delay
+    | Hold
+    | Loop
+    | Say
+    | CallTools
+    | FaultyPlan
+    | Refuse,
     Field(discriminator="type"),
 ]
 

@@ -15,6 +15,10 @@ DISCLAIMER = (
     "This was written by posthouse's stand-in model, which is not a language model: "
     "it picked sentences from what its tools returned."
 )
+FROM_RESULTS = (
+    "This was written by posthouse's stand-in model, which is not a language model: "
+    "it picked sentences from the results that it was given."
+)
 _PER_SOURCE = 4
 _IN_SHORT = 3
 _SAME = 0.6
@@ -41,13 +45,13 @@ class _Picked:
     sentences: tuple[_Candidate, ...]
 
 
-def report(topic: str, evidence: Evidence, read: Reader) -> str:
+def report(topic: str, evidence: Evidence, read: Reader, *, disclaimer: str = DISCLAIMER) -> str:
     """The report in Markdown; `read` gives the sentences of a page's text.
 
     Every `[n]` in it stands in the list of sources, and every source there is cited.
     """
     picked = _picked(topic, evidence.pages, read)
-    opening = f"# {_headline(topic)}\n\n{DISCLAIMER}"
+    opening = f"# {headline(topic)}\n\n{disclaimer}"
     if not picked:
         return "\n\n".join([opening, *_without_sources(evidence)]) + "\n"
     number = {source.page: index for index, source in enumerate(picked, start=1)}
@@ -133,7 +137,8 @@ def _alike(one: _Candidate, other: _Candidate) -> bool:
     return not either or len(one.stems & other.stems) / either > _SAME
 
 
-def _headline(topic: str) -> str:
+def headline(topic: str) -> str:
+    """The topic as a title."""
     line = plain(" ".join(topic.split()))
     if len(line) > 120:
         line = line[:120].rsplit(" ", 1)[0] + " ..."

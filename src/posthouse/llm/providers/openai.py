@@ -17,6 +17,7 @@ from posthouse import clock
 from posthouse.errors import RunFailed
 from posthouse.llm import classify
 from posthouse.llm.answer import ErrorInStream, PartialAnswer, safe_name, storable
+from posthouse.llm.bounded import bound_error
 from posthouse.llm.frames import EventReader, EventTooLong
 from posthouse.llm.messages import (
     AssistantMessage,
@@ -30,6 +31,7 @@ from posthouse.llm.messages import (
     ToolOffer,
     UserMessage,
 )
+from posthouse.llm.provider import Heard
 from posthouse.llm.strict import is_strict
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
@@ -41,8 +43,6 @@ _LOGGED_CHARACTERS = 2000
 _MOST_ARGUMENT_CHARACTERS = 256 * 1024
 # What of unreadable arguments is sent back: enough to see what is wrong with them.
 _UNREADABLE_CHARACTERS = 4000
-# Of an error's body; what stands behind this explains nothing.
-_MOST_ERROR_BYTES = 64 * 1024
 # What an endpoint may refuse and do without; every use of an answer checks it all the same.
 _OPTIONAL = re.compile(r"\b(temperature|response_format)\b")
 
@@ -58,10 +58,11 @@ def openai_provider(
     base_url: str | None = None,
     max_connections: int = 200,
     idle_seconds: float = 60.0,
+    heard: Heard | None = None,
 ) -> "OpenAIProvider":
     """A provider with one long-lived client; without a key it sends a placeholder.
 
-    An answer of which nothing arrives for `idle_seconds` is given up, to be asked for again.
+    An answer of which nothing arrives for `idle_seconds` is given up, to be asked for again. `heard` gets the headers.
     """
     timeout = openai.Timeout(idle_seconds, connect=_CONNECT_SECONDS)
     limits = httpx2.Limits(
@@ -75,17 +76,18 @@ def openai_provider(
         default_headers={"Accept-Encoding": "identity"},
         timeout=timeout,
         http_client=DefaultAsyncHttpxClient(
-            limits=limits, timeout=timeout, event_hooks={"response": [_bound_error]}
+            limits=limits, timeout=timeout, event_hooks={"response": [bound_error]}
         ),
     )
-    return OpenAIProvider(client)
+    return OpenAIProvider(client, heard)
 
 
 class OpenAIProvider:
     """Answers model requests by streamed chat completions; retries nothing."""
 
-    def __init__(self, client: AsyncOpenAI) -> None:
+    def __init__(self, client: AsyncOpenAI, heard: Heard | None = None) -> None:
         self._client = client
+        self._heard = heard
         # What an endpoint refused of a request, as `_fingerprint` says it, and takes no more.
         self._refused: set[str] = set()
 
@@ -139,8 +141,17 @@ class OpenAIProvider:
 
     async def _open(self, body: dict[str, Any]) -> AsyncStream[ChatCompletionChunk]:
         stream: AsyncStream[ChatCompletionChunk]
-        stream = await self._client.chat.completions.create(**body)
+        try:
+            stream = await self._client.chat.completions.create(**body)
+        except openai.APIStatusError as error:
+            self._hear(body["model"], error.response)
+            raise
+        self._hear(body["model"], stream.response)
         return stream
+
+    def _hear(self, model: str, response: httpx2.Response) -> None:
+        if self._heard is not None:
+            self._heard(model, response.headers)
 
 
 def _fingerprint(body: dict[str, Any], name: str) -> str:
@@ -181,29 +192,6 @@ async def _drain(parts: AsyncIterator[bytes]) -> None:
             await anext(parts, None)
     except (TimeoutError, httpx2.RequestError):
         pass
-
-
-async def _bound_error(response: httpx2.Response) -> None:
-    """Lets the SDK read no more of an error's body than an error can be."""
-    if response.is_error:
-        response.headers.pop("content-encoding", None)
-        response.stream = _BoundStream(response.stream)
-
-
-class _BoundStream(httpx2.AsyncByteStream):
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        left = _MOST_ERROR_BYTES
-        async for part in self._stream:
-            yield part[:left]
-            left -= len(part)
-            if left <= 0:
-                return
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
 
 
 def body_of(request: ModelRequest) -> dict[str, Any]:

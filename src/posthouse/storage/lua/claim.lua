@@ -1,16 +1,19 @@
 -- ARGV worker, claim id, lease ms, limit, highest readable v, job ('' = from the queue), readable (name:version ...)
 -- -> rows: run, epoch, dispatch, seq, signals, workflow, version, input, root, tenant, journalled steps, reason,
---    queued since, started_at, looks, crashes, now, since when it has waited for the model
+--    queued since, started_at, looks, crashes, now, since when it has waited for the model, parent, seq of its last retry,
+--    1 when it has a budget, events that are its children's, models of its own, subtask
 local worker, claim, lease, limit, highest, only = take(), take(), take_number(), take_number(), take_number(), take()
 local readable = {}
 for _, row in ipairs(take_rows(1)) do readable[row[1]] = true end
 local LOOKED_AT = 200
 
 local function row_of(run, reason)
-  local extra = redis.call('HMGET', KEY.run(run.id), 'input', 'updated_at', 'started_at', 'looks', 'down_since')
+  local extra = redis.call('HMGET', KEY.run(run.id), 'input', 'updated_at', 'started_at', 'looks', 'down_since',
+    'retried_seq', 'copied', 'models')
   return { run.id, int(run.epoch), int(run.dispatch), int(run.seq), int(run.signals), run.workflow, run.version,
     extra[1] or 'null', run.root, run.tenant, int(redis.call('HLEN', KEY.journal(run.id))), reason,
-    extra[2] or '0', extra[3] or '0', extra[4] or '0', int(run.crashes), int(now), int(number(extra[5])) }
+    extra[2] or '0', extra[3] or '0', extra[4] or '0', int(run.crashes), int(now), int(number(extra[5])),
+    run.parent, int(number(extra[6])), run.budget, int(number(extra[7])), extra[8] or '', run.subtask }
 end
 
 local function own(run, job)
@@ -20,7 +23,7 @@ local function own(run, job)
   look_again(run, now + lease)
   run.epoch = run.epoch + 1
   run.claim = claim
-  if run.status ~= 'running' then redis.call('ZADD', KEY.index(run.tenant, 'running'), 0, run.id) end
+  if run.status ~= 'running' then redis.call('ZADD', index_of(run, 'running'), 0, run.id) end
   redis.call('HSET', KEY.run(run.id), 'status', 'running', 'epoch', int(run.epoch), 'claim', claim, 'owner', worker,
     'lease', int(now + lease), 'wait_reason', '', 'deadline', int(run.deadline))
   redis.call('HSETNX', KEY.run(run.id), 'started_at', int(now))
@@ -32,7 +35,7 @@ local function own(run, job)
   local row = row_of(run, reason)
   redis.call('HSET', KEY.run(run.id), 'seq', int(run.seq), 'updated_at', int(now))
   redis.call('RPUSH', KEY.claims(claim), run.id)
-  if run.status ~= 'running' then redis.call('ZREM', KEY.index(run.tenant, run.status), run.id) end
+  if run.status ~= 'running' then redis.call('ZREM', index_of(run, run.status), run.id) end
   drop_job(job)
   publish(run)
   return row

@@ -21,7 +21,7 @@ for i, row in ipairs(leases) do
     redis.call('HSET', KEY.run(run.id), 'lease', int(now + lease))
     answers[i] = 1
   else
-    answers[i] = answer == 'fenced' and 0 or 1
+    answers[i] = (answer == 'fenced' or answer == 'retried') and 0 or 1
   end
 end
 return answers

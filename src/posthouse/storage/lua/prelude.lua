@@ -9,7 +9,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local KEY = { due = 'due', queue = 'arq:queue', wake = 'queue:wake', counter = 'queue:counter', sweep = 'sweep',
-  drained = 'queue:drained', workers = 'workers', all_held = 'held' }
+  drained = 'queue:drained', workers = 'workers', all_held = 'held', schedules = 'schedules' }
 function KEY.run(id) return 'run:' .. id end
 function KEY.journal(id) return 'run:' .. id .. ':journal' end
 function KEY.starts(id) return 'run:' .. id .. ':starts' end
@@ -18,6 +18,10 @@ function KEY.blob(id, digest) return 'run:' .. id .. ':blob:' .. digest end
 function KEY.blobs(id) return 'run:' .. id .. ':blobs' end
 function KEY.waits(id) return 'run:' .. id .. ':waits' end
 function KEY.archive(id) return 'run:' .. id .. ':archive' end
+function KEY.inputs(id) return 'run:' .. id .. ':inputs' end
+function KEY.open_inputs(root) return 'run:' .. root .. ':open_inputs' end
+function KEY.budget(root) return 'run:' .. root .. ':budget' end
+function KEY.inbox(tenant) return 'inputs:' .. tenant end
 function KEY.tree(id) return 'run:' .. id .. ':tree' end
 function KEY.prompts(id) return 'run:' .. id .. ':prompts' end
 function KEY.idempotency(tenant, key) return 'idempotency:' .. tenant .. ':' .. key end
@@ -25,11 +29,18 @@ function KEY.index(tenant, status)
   if status then return 'index:' .. tenant .. ':' .. status end
   return 'index:' .. tenant
 end
+-- Children stand in lists of their own: whoever lists runs asked for none of them.
+local function index_of(run, status)
+  return KEY.index((run.parent or '') ~= '' and run.tenant .. ':children' or run.tenant, status)
+end
 function KEY.worker(id) return 'worker:' .. id end
 function KEY.lost(worker) return 'worker:' .. worker .. ':lost' end
 function KEY.held(workflow, version) return 'held:' .. workflow .. ':' .. version end
 function KEY.claims(claim) return 'claims:' .. claim end
 function KEY.endpoint(digest) return 'endpoint:' .. digest end
+function KEY.schedule(id) return 'schedule:' .. id end
+function KEY.schedules_of(tenant) return 'schedules:' .. tenant end
+function KEY.pace(digest) return 'pace:' .. digest end
 
 local ENDPOINT_TTL = 3600000
 -- The newest form of a record that these scripts know (model.py has the same): what is newer is left to its own.
@@ -51,14 +62,15 @@ end
 
 local FIELDS = { 'v', 'status', 'epoch', 'claim', 'lease', 'dispatch', 'seq', 'signals', 'root', 'tenant',
   'workflow', 'version', 'crashes', 'ended_by', 'ended_as', 'wake_reason', 'ttl', 'parked_at',
-  'band', 'timeout', 'deadline', 'not_before', 'owner' }
+  'band', 'timeout', 'deadline', 'not_before', 'owner', 'parent', 'parent_step', 'subtask', 'depth', 'budget',
+  'asking', 'asked_since' }
 local NUMBERS = { 'v', 'epoch', 'lease', 'dispatch', 'seq', 'signals', 'crashes', 'ttl', 'band', 'timeout', 'deadline',
-  'not_before' }
+  'not_before', 'depth', 'asking', 'asked_since' }
 
 local function load_run(id)
   local values = redis.pcall('HMGET', KEY.run(id), unpack(FIELDS))
   if values.err or not values[2] then return nil end
-  local run = { id = id, out = {} }
+  local run = { id = id, out = {}, up = {} }
   for i, name in ipairs(FIELDS) do run[name] = values[i] or '' end
   for _, name in ipairs(NUMBERS) do run[name] = number(run[name]) end
   return run
@@ -78,6 +90,29 @@ local function left_behind(run, key, kind, step)
   return false
 end
 
+local function envelope(log, run, kind, agent, step, data)
+  local text = '{"seq":' .. int(log.seq) .. ',"type":"' .. kind .. '","run_id":"' .. run.id ..
+    '","epoch":' .. int(run.epoch) .. ',"time":' .. int(now)
+  if agent ~= '' then text = text .. ',"agent":"' .. agent .. '"' end
+  if step ~= '' then text = text .. ',"step":"' .. step .. '"' end
+  return text .. ',"data":' .. data .. '}'
+end
+
+-- What a child says of itself, as its root says it; of the other run.* events a root says nothing.
+local OF_A_SUBTASK = { ['run.started'] = 'subtask.started', ['run.completed'] = 'subtask.completed',
+  ['run.incomplete'] = 'subtask.completed', ['run.failed'] = 'subtask.failed', ['run.cancelled'] = 'subtask.cancelled' }
+
+local function to_the_root(run, kind, agent, step, data)
+  if string.sub(kind, 1, 4) == 'run.' then
+    local as = OF_A_SUBTASK[kind]
+    if not as then return end
+    local fields = '"subtask":"' .. run.subtask .. '"'
+    if as == 'subtask.completed' then fields = fields .. ',"status":"' .. string.sub(kind, 5) .. '"' end
+    kind, data = as, '{' .. fields .. (data == '{}' and '' or ',') .. string.sub(data, 2)
+  end
+  run.up[#run.up + 1] = { kind, agent, step, data }
+end
+
 -- Events: no number is given twice, and a call that is made again finds what it wrote before it broke.
 local function emit(run, kind, agent, step, data)
   run.seq = run.seq + 1
@@ -87,19 +122,47 @@ local function emit(run, kind, agent, step, data)
   if redis.pcall('XADD', key, int(run.seq) .. '-0', unpack(entry)).err then
     if not left_behind(run, key, kind, step) then redis.call('XADD', key, int(run.seq) .. '-0', unpack(entry)) end
   end
-  local text = '{"seq":' .. int(run.seq) .. ',"type":"' .. kind .. '","run_id":"' .. run.id ..
-    '","epoch":' .. int(run.epoch) .. ',"time":' .. int(now)
-  if agent ~= '' then text = text .. ',"agent":"' .. agent .. '"' end
-  if step ~= '' then text = text .. ',"step":"' .. step .. '"' end
-  run.out[#run.out + 1] = text .. ',"data":' .. data .. '}'
+  run.out[#run.out + 1] = envelope(run, run, kind, agent, step, data)
+  if (run.parent or '') ~= '' then to_the_root(run, kind, agent, step, data) end
 end
 
 local function emit_rows(run, rows)
   for _, row in ipairs(rows) do emit(run, row[1], row[2], row[3], row[4]) end
 end
 
+-- Whether a call that broke has copied this very event.
+local function is_copy(key, seq, run, row)
+  local entry = redis.call('XRANGE', key, int(seq) .. '-0', int(seq) .. '-0')[1]
+  local told = entry and entry[2]
+  return told and told[2] == row[1] and told[6] == int(run.epoch) and told[8] == run.id and told[12] == row[3]
+end
+
+-- Copies what a child has said into its root's log, under the root's own numbers.
+local function raise(run)
+  local root = load_run(run.root)
+  if not root or TERMINAL[root.status] then return end
+  local key, rows = KEY.events(root.id), {}
+  for i, row in ipairs(run.up) do
+    root.seq = root.seq + 1
+    local entry = { 'type', row[1], 'time', int(now), 'epoch', int(run.epoch), 'run_id', run.id,
+      'agent', row[2], 'step', row[3], 'data', row[4] }
+    local there = redis.pcall('XADD', key, int(root.seq) .. '-0', unpack(entry)).err
+    if there and not is_copy(key, root.seq, run, row) then
+      local last = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
+      root.seq = number(string.match(last and last[1] or '0-0', '^%d+')) + 1
+      redis.call('XADD', key, int(root.seq) .. '-0', unpack(entry))
+    end
+    rows[i] = envelope(root, run, row[1], row[2], row[3], row[4])
+  end
+  redis.call('HSET', KEY.run(root.id), 'seq', int(root.seq))
+  redis.call('HINCRBY', KEY.run(root.id), 'copied', #rows)
+  redis.call('PUBLISH', key, table.concat(rows, '\n'))
+end
+
 local function publish(run)
   if #run.out > 0 then redis.call('PUBLISH', KEY.events(run.id), table.concat(run.out, '\n')) end
+  if run.up and #run.up > 0 then raise(run) end
+  run.out, run.up = {}, {}
 end
 
 -- The queue: arq's own format, so that a stock worker can read it.
@@ -140,12 +203,79 @@ local function enqueue(run, band, reason)
   end
 end
 
+-- Budgets: limits, what was spent, and what is reserved for calls in flight, all in whole numbers.
+local SPENT = { 'tokens', 'nano_usd', 'model_calls', 'tool_calls' }
+
+-- Frees what one step reserved; `lost` when nobody will say any more what it took: then it counts as spent.
+local function free_reservation(key, field, lost)
+  local text = redis.call('HGET', key, field)
+  if not text then return end
+  -- In one write, so that a call that breaks has freed all of it or nothing.
+  local write, at = { field, '0|0|0|0' }, 0
+  for amount in string.gmatch(text, '%d+') do
+    at = at + 1
+    local what = SPENT[at]
+    local sums = redis.call('HMGET', key, 'reserved_' .. what, 'spent_' .. what, 'lost_' .. what)
+    write[#write + 1], write[#write + 2] = 'reserved_' .. what, int(number(sums[1]) - number(amount))
+    if lost then
+      write[#write + 1], write[#write + 2] = 'spent_' .. what, int(number(sums[2]) + number(amount))
+      write[#write + 1], write[#write + 2] = 'lost_' .. what, int(number(sums[3]) + number(amount))
+    end
+  end
+  redis.call('HSET', key, unpack(write))
+  redis.call('HDEL', key, field)
+end
+
+-- Whoever reserved these will not settle them any more: what they were for may have been paid.
+local function spend_reservations(run, of_the_tree)
+  if run.budget ~= '1' then return end
+  local key, prefix = KEY.budget(run.root), 'reserved:' .. (of_the_tree and '' or run.id .. ':')
+  for _, field in ipairs(redis.call('HKEYS', key)) do
+    if string.sub(field, 1, #prefix) == prefix then free_reservation(key, field, true) end
+  end
+end
+
+-- Spent of the limit that is nearest, in percent.
+local function spent_percent(run)
+  local most = 0
+  for _, what in ipairs(SPENT) do
+    local values = redis.call('HMGET', KEY.budget(run.root), 'limit_' .. what, 'spent_' .. what)
+    if values[1] then most = math.max(most, math.floor(number(values[2]) * 100 / math.max(1, number(values[1])))) end
+  end
+  return most
+end
+
+-- How long a tree has worked since its start or its last retry, in milliseconds, without the time that people took.
+local function run_ms(run)
+  local times = redis.call('HMGET', KEY.run(run.root), 'started_at', 'retried_at', 'asked_ms', 'asking', 'asked_since')
+  local since = math.max(number(times[1] or int(now)), number(times[2]))
+  local open = number(times[4]) > 0 and now - number(times[5]) or 0
+  return now - since - number(times[3]) - open
+end
+
+-- A step is done: what it took is spent, what was reserved for it is free again.
+local function settle_reservation(run, step, usage)
+  if run.budget ~= '1' then return end
+  local key = KEY.budget(run.root)
+  free_reservation(key, 'reserved:' .. run.id .. ':' .. step, false)
+  local of = { input_tokens = 'tokens', output_tokens = 'tokens', wasted_tokens = 'tokens', nano_usd = 'nano_usd',
+    wasted_nano_usd = 'nano_usd', model_calls = 'model_calls', tool_calls = 'tool_calls' }
+  for _, row in ipairs(usage) do
+    if of[row[1]] then redis.call('HINCRBY', key, 'spent_' .. of[row[1]], row[2]) end
+  end
+  local percent = spent_percent(run)
+  if percent >= 80 and redis.call('HSETNX', key, 'warned', int(now)) == 1 then
+    emit(run, 'budget.warning', '', step, '{"percent":' .. int(percent) .. '}')
+  end
+end
+
 -- Ends the ownership, with the status that the run goes on in and whatever else is to be written with it.
 local function end_ownership(run, as, status, ...)
-  if run.status ~= status then redis.call('ZADD', KEY.index(run.tenant, status), 0, run.id) end
+  spend_reservations(run)
+  if run.status ~= status then redis.call('ZADD', index_of(run, status), 0, run.id) end
   redis.call('HSET', KEY.run(run.id), 'status', status, 'seq', int(run.seq), 'claim', '', 'lease', '0', 'owner', '',
     'ended_by', int(run.epoch) .. ':' .. run.claim, 'ended_as', as, 'updated_at', int(now), ...)
-  if run.status ~= status then redis.call('ZREM', KEY.index(run.tenant, run.status), run.id) end
+  if run.status ~= status then redis.call('ZREM', index_of(run, run.status), run.id) end
   run.status, run.claim = status, ''
 end
 
@@ -172,95 +302,15 @@ end
 
 -- When somebody must look at the run: at that time, or at its deadline when that is sooner.
 local function look_again(run, at)
-  if run.deadline > 0 and run.deadline < at then at = run.deadline end
+  if run.deadline > 0 and run.asking == 0 and run.deadline < at then at = run.deadline end
   redis.call('ZADD', KEY.due, int(at), run.id)
 end
 
 local function own_keys(id)
   local keys = { KEY.run(id), KEY.journal(id), KEY.starts(id), KEY.events(id), KEY.blobs(id), KEY.waits(id),
-    KEY.tree(id), KEY.prompts(id), KEY.archive(id) }
+    KEY.tree(id), KEY.prompts(id), KEY.archive(id), KEY.inputs(id), KEY.open_inputs(id), KEY.budget(id) }
   for _, digest in ipairs(redis.call('SMEMBERS', KEY.blobs(id))) do
     keys[#keys + 1] = KEY.blob(id, digest)
   end
   return keys
-end
-
--- Ends a run for good; `as` is what its last owner is told when it comes again.
-local function conclude(run, as, status, events, output, problem)
-  redis.call('ZADD', KEY.due, int(now + run.ttl), run.id)
-  emit_rows(run, events)
-  end_ownership(run, as, status, 'output', output, 'error', problem, 'ended_at', int(now), 'wait_reason', '')
-  drop_dispatch(run)
-  redis.call('DEL', KEY.waits(run.id))
-  -- Effects that were begun stay in doubt: a retry must not make them again without a word.
-  for _, field in ipairs(redis.call('HKEYS', KEY.starts(run.id))) do
-    if string.sub(field, 1, 7) ~= 'intent:' then redis.call('HDEL', KEY.starts(run.id), field) end
-  end
-  if run.root == run.id then
-    local members = redis.call('SMEMBERS', KEY.tree(run.id))
-    members[#members + 1] = run.id
-    for _, member in ipairs(members) do
-      for _, key in ipairs(own_keys(member)) do
-        -- The records stay for the sweep, which alone knows the index entries that go with them.
-        if key ~= KEY.run(member) then redis.call('PEXPIRE', key, int(run.ttl + 60000)) end
-      end
-    end
-  end
-  publish(run)
-end
-
--- What the scripts themselves say of a run that they end; errors.py has the same.
-local PROBLEM = {
-  timeout = '{"code":"timeout","message":"The run took longer than its timeout.","retryable":true}',
-  poisoned = '{"code":"poisoned","message":"The run ended every process that worked on it.","retryable":false}',
-}
-
--- Tells the owner to drop what it does for a run that is no longer its own.
-local function dismiss(owner, id, fence)
-  if owner ~= '' then redis.call('PUBLISH', KEY.lost(owner), id .. ' ' .. fence) end
-end
-
--- An effect that was begun and not committed may or may not have happened: nobody will find out by doing it again.
-local function in_doubt(run)
-  local events, starts = {}, redis.call('HGETALL', KEY.starts(run.id))
-  for i = 1, #starts, 2 do
-    local step = string.match(starts[i], '^intent:(.*)$')
-    local agent, data = string.match(starts[i + 1], '^%d+|([^|]*)|(.*)$')
-    if step and data and redis.call('HEXISTS', KEY.journal(run.id), step) == 0 then
-      events[#events + 1] = { 'tool.in_doubt', agent, step, data }
-    end
-  end
-  return events
-end
-
--- `as` is what its owner is told when it was the owner who said so.
-local function fail(run, code, as)
-  local owner, fence = run.owner, int(run.epoch) .. ':' .. run.claim
-  if code == 'poisoned' then redis.call('ZADD', KEY.index(run.tenant, 'dead'), 0, run.id) end
-  local events = in_doubt(run)
-  events[#events + 1] = { 'run.failed', '', '', PROBLEM[code] }
-  conclude(run, as or 'fenced', 'failed', events, '', PROBLEM[code])
-  dismiss(owner, run.id, fence)
-end
-
-local function overdue(run)
-  return run.deadline > 0 and run.deadline <= now and run.status ~= 'awaiting_input'
-end
-
--- Removes a whole tree; the root's record and its place in `due` go last, so that it can be done again.
-local function purge(root)
-  local members = redis.call('SMEMBERS', KEY.tree(root.id))
-  members[#members + 1] = root.id
-  for _, id in ipairs(members) do
-    local run = load_run(id)
-    local keys = own_keys(id)
-    if run then
-      drop_dispatch(run)
-      redis.call('ZREM', KEY.index(run.tenant), id)
-      redis.call('ZREM', KEY.index(run.tenant, run.status), id)
-      redis.call('ZREM', KEY.index(run.tenant, 'dead'), id)
-    end
-    for i = #keys, 1, -1 do redis.call('DEL', keys[i]) end
-    redis.call('ZREM', KEY.due, id)
-  end
 end

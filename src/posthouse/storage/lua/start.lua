@@ -1,10 +1,10 @@
 -- ARGV run, fence, told seq, pins (name, version and text ...), events (type agent step data ...), steps (key ...),
 --      intents (step key, agent, data of the event that says that its effect is in doubt ...)
--- -> started, seq, pinned texts ... | what ended the ownership
+-- -> started, seq, copied, pinned texts ... | what ended the ownership
 local id, fence, told = take(), take(), take_number()
 local pins, events, steps, intents = take_rows(2), take_rows(4), take_rows(1), take_rows(3)
 local run, answer = owned(id, fence, told)
-if not run then return { answer, 0 } end
+if not run then return { answer, 0, 0 } end
 
 local pinned = {}
 for i, pin in ipairs(pins) do
@@ -24,4 +24,4 @@ end
 for _, row in ipairs(intents) do
   redis.call('HSET', KEY.starts(id), 'intent:' .. row[1], int(run.epoch) .. '|' .. row[2] .. '|' .. row[3])
 end
-return { 'started', int(run.seq), unpack(pinned) }
+return { 'started', int(run.seq), int(number(redis.call('HGET', KEY.run(id), 'copied'))), unpack(pinned) }

@@ -28,20 +28,27 @@ local function ring(run)
   local rang, earliest, reason = {}, nil, 'model'
   local waits = redis.call('HGETALL', KEY.waits(run.id))
   for i = 1, #waits, 2 do
-    local till, kind, outcome = string.match(waits[i + 1], '^(%d+)|(%a+)|(.*)$')
+    local till, kind, outcome = string.match(waits[i + 1], '^(%d+)|([%a_]+)|(.*)$')
     till = number(till)
     if till > 0 and till <= now then
       rang[#rang + 1] = waits[i]
-      if kind ~= 'model' then reason = 'timer' end
-      if outcome ~= '' then
-        redis.call('HSETNX', KEY.journal(run.id), waits[i], '{"seq":' .. int(run.seq) .. ',"epoch":' ..
-          int(run.epoch) .. ',"time":' .. int(now) .. ',"ordinal":' ..
-          int(redis.call('HLEN', KEY.journal(run.id))) .. ',' .. outcome)
+      if kind ~= 'model' and kind ~= 'rate_limit' then reason = 'timer' end
+      if outcome ~= '' then journal(run, waits[i], outcome) end
+      if kind == 'input' then
+        local part = input_of(waits[i])
+        -- A call that broke may have said so already.
+        if string.sub(redis.call('HGET', KEY.inputs(run.id), part) or '', 1, 5) == 'open|' then
+          emit(run, 'input.expired', '', waits[i], '{"input_id":"' .. run.id .. '-' .. part .. '"}')
+          redis.call('HSET', KEY.run(run.id), 'seq', int(run.seq))
+          close_input(run, waits[i], 'expired')
+        end
+        reason = 'input'
       end
     elseif till > 0 and (not earliest or till < earliest) then
       earliest = till
     end
   end
+  publish(run)
   return rang, earliest, reason
 end
 
@@ -49,12 +56,9 @@ end
 local function look_at_parked(run)
   local rang, earliest, reason = ring(run)
   if #rang > 0 then
-    redis.call('HINCRBY', KEY.run(run.id), 'signals', #rang)
-    redis.call('HSET', KEY.run(run.id), 'updated_at', int(now))
-    enqueue(run, 0, reason)
-    redis.call('HDEL', KEY.waits(run.id), unpack(rang))
+    resolve(run, rang, reason)
     woken = woken + 1
-  elseif earliest or run.deadline > 0 then
+  elseif earliest or (run.deadline > 0 and run.asking == 0) then
     look_again(run, earliest or run.deadline)
   else
     redis.call('ZREM', KEY.due, run.id)
@@ -96,6 +100,7 @@ end
 local function look_at_ended(run)
   local over = number(redis.call('HGET', KEY.run(run.id), 'ended_at')) + run.ttl
   if run.root ~= run.id then
+    settle(run)
     redis.call('ZREM', KEY.due, run.id)
   elseif over > now then
     redis.call('ZADD', KEY.due, int(over), run.id)

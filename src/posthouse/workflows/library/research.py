@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
+from posthouse.budget.model import words_for
 from posthouse.errors import RunCode
 from posthouse.journal.model import AgentAnswer
 from posthouse.workflows.citations import with_sources
@@ -57,6 +58,8 @@ async def research(
     report = report_of(request, answer)
     if answer.stopped is None:
         return report
+    if answer.stopped is RunCode.BUDGET_EXCEEDED:
+        return Incomplete(report, answer.stopped, words_for(answer.limit))
     message = _STOPPED.get(answer.stopped, "The researcher was stopped before it had finished.")
     return Incomplete(report, answer.stopped, message)
 

@@ -1,0 +1,1 @@
+"""Budgets: limits of a tree of runs, what is reserved and what is spent."""

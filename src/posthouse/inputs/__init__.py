@@ -1,0 +1,1 @@
+"""Questions to people: what is asked, what may be answered, where they are kept."""
