@@ -48,6 +48,7 @@ check: $(VENV)/.dev ## lint, format, types, import contracts
 
 chaos: $(VENV)/.dev ## ten minutes of faults against the real processes, and the proof that nothing was lost
 	@$(PY) -m tests.chaos $(ARGS)
+	@$(if $(ARGS),,$(PY) -m tests.chaos dags)
 
 format: $(VENV)/.dev ## put the code in order
 	@$(VENV)/bin/ruff check --quiet --fix . || true
