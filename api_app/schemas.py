@@ -39,7 +39,9 @@ def milliseconds(moment: datetime) -> int:
 def _written_out(value: object) -> object:
     """A bare number could be seconds or milliseconds."""
     if not isinstance(value, str) or _DATE.match(value) is None:
-        raise PydanticCustomError("moment", "must be a time as in 2030-01-01T09:00:00Z")
+        raise PydanticCustomError(
+            "moment", "must be a time with its offset, as in 2026-12-24T09:00:00Z"
+        )
     return value
 
 

@@ -11,10 +11,11 @@ from posthouse.errors import ConfigurationError, InputExpired
 from posthouse.events.types import ToolStarted
 from posthouse.inputs.model import Answer, Decision, Kind, OnTimeout, Question
 from posthouse.journal.model import Parked
-from posthouse.llm.messages import ToolMessage
+from posthouse.llm.messages import ToolCall, ToolMessage
 from posthouse.llm.outside import marked
 from posthouse.testing.provider import call, call_tools, say
 from posthouse.testing.steps import Crash, Crashed
+from posthouse.tools.answer import failed
 from posthouse.tools.define import tool
 from posthouse.tools.library.ask_user import ask_user
 from posthouse.tools.model import Approval, Effect, InDoubt, Tool, ToolAnswer
@@ -384,3 +385,49 @@ async def test_a_tool_may_still_say_that_nobody_is_asked(bench: Bench) -> None:
 def test_an_approval_that_makes_no_sense_is_refused(approval: Approval) -> None:
     with pytest.raises(ConfigurationError, match="tool 'send'"):
         made(requires_approval=approval)
+
+
+async def test_a_tool_that_takes_more_after_a_deploy_is_still_not_called_unasked(
+    bench: Bench,
+) -> None:
+    sent = equip(bench)
+    looser = bench.tools["send"]
+    bench.tools["send"] = replace(looser, check=lambda _: failed("invalid_arguments", "Too long."))
+    bench.crashing(Crash(1, "after"))
+    with pytest.raises(Crashed):
+        await bench.run(call_tools(SEND), say("Done."))
+    bench.tools["send"] = looser
+    bench.reopen()
+    await bench.run()
+    assert (sent, bench.steps.kept.questions) == ([], {})
+    assert "Ask again" in told(bench)[0]
+
+
+async def test_a_call_in_doubt_is_asked_about_whatever_its_arguments(bench: Bench) -> None:
+    counted: list[int] = []
+
+    async def count(to: int) -> str:
+        """Count.
+
+        Args:
+            to: How far.
+        """
+        counted.append(to)
+        if len(counted) == 1:
+            raise Crashed
+        return "counted"
+
+    terms = {"effect": Effect.WRITE, "trusted": True, "in_doubt": InDoubt.ASK}
+    bench.tools["count"] = tool(**terms)(count)
+    arguments = f'{{"to": {10**30}}}'
+    with pytest.raises(Crashed):
+        await bench.run(
+            call_tools(ToolCall(id="c", name="count", arguments=arguments)), say("Done.")
+        )
+    bench.reopen()
+    [asked] = (await parked(bench)).values()
+    assert (asked.request.kind, asked.request.arguments) == (Kind.DOUBT, arguments)
+    bench.steps.answer(asked.key, Answer(decision=Decision.APPROVE))
+    bench.reopen()
+    await bench.run()
+    assert counted == [10**30] * 2

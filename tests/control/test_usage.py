@@ -1,11 +1,16 @@
 """What a tree took: the rows of every kind add up to the total, whatever the steps were."""
 
+import orjson
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.asyncio import Redis
 
-from posthouse.control.usage import RunUsage, Spent, account_of
+from posthouse.control.usage import Accounts, RunUsage, Spent, account_of
+from posthouse.ids import new_run_id
 from posthouse.journal.model import Outcome, Usage
 from posthouse.journal.store import outcome_json
+from posthouse.runs.model import RunRecord
+from posthouse.storage import keys
 
 AMOUNT = st.integers(0, 10**12)
 USAGE = st.builds(Usage, **dict.fromkeys(vars(Usage()), AMOUNT))
@@ -50,3 +55,20 @@ def test_one_from_before_there_were_models_in_it_is_of_none() -> None:
     done = Spent.of(b'{"seq":1,"usage":{"model_calls":1,"dreams":4}}')
     account = account_of([(RunUsage("r", None, None, "flow", "running", Usage()), [done])])
     assert account.by_model == {None: Usage(model_calls=1)}
+
+
+async def test_a_child_whose_id_sorts_before_its_parents_is_counted(redis: Redis) -> None:
+    root, child, grandchild = (new_run_id() for _ in range(3))
+    child, grandchild = max(child, grandchild), min(child, grandchild)  # clocks of two workers
+    for one, parent in ((root, ""), (child, root), (grandchild, child)):
+        record = {"tenant": "t", "workflow": "flow", "status": "completed", "root": root}
+        await redis.hset(keys.run(one), mapping=record | {"parent": parent})
+        outcome = {"seq": 1, "usage": {"model_calls": 1}}
+        await redis.hset(keys.journal(one), "work", orjson.dumps(outcome))
+    await redis.sadd(keys.tree(root), child, grandchild)
+    top = RunRecord.model_construct(
+        run_id=root, root=root, subtask=None, parent=None, workflow="flow", status="completed"
+    )
+    account = await Accounts(redis).of(top)
+    assert [run.run_id for run in account.by_run] == [root, child, grandchild]
+    assert account.total == Usage(model_calls=3)

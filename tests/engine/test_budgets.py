@@ -14,6 +14,8 @@ from posthouse.agents.loop import AgentLoop
 from posthouse.agents.spec import Agent, AgentSpec
 from posthouse.budget.ledger import Ledger
 from posthouse.budget.model import Budget, BudgetState, OnExceeded, words_for
+from posthouse.control.journal import Journal
+from posthouse.control.retrying import steps_to_repeat
 from posthouse.control.usage import Accounts
 from posthouse.errors import RunCode, ToolFailed
 from posthouse.inputs.model import Answer, Decision, Kind
@@ -283,6 +285,25 @@ async def test_too_little_more_is_asked_for_again_and_no_is_no(valkey_url: str) 
         record = await fleet.ended(run_id)
         assert (record.status, record.usage.model_calls) == (Status.INCOMPLETE, 2)
         assert record.output["texts"] == ["So far, so good."]
+
+
+async def test_what_a_person_gives_after_a_retry_counts_too(valkey_url: str) -> None:
+    provider = ScriptedProvider([*[answering()] * 2, answering("The end.")])
+    async with fleet_of(valkey_url, provider) as fleet:
+        fleet.worker()
+        budget = Budget(model_calls=1, on_exceeded=OnExceeded.ASK)
+        run_id = await fleet.submit("leaf", "{}", budget=budget)
+        no = Answer(decision=Decision.REJECT)
+        await asked_for_more(fleet, run_id, more(model_calls=1), no)
+        assert (await fleet.ended(run_id)).status is Status.INCOMPLETE
+        key = "scout/turn:2/budget"
+        [journal] = await Journal(fleet.redis).several([run_id])
+        again = tuple(steps_to_repeat(journal, key))
+        record = await fleet.record(run_id)
+        await fleet.transitions.retry(run_id, "default", record.seq, again)
+        await asked_for_more(fleet, run_id, more(model_calls=5))
+        record = await fleet.ended(run_id)
+        assert (record.status, record.output["texts"]) == (Status.COMPLETED, ["The end."])
 
 
 @pytest.mark.guarantee("G8")

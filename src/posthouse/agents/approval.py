@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -53,13 +53,23 @@ class Approvals:
 
         Arguments that no tool takes are told to the model, and nobody is asked.
         """
-        return tuple(
-            call.id
-            for call in calls
-            if (tool := self._tool(job, call)) is not None
-            and waits_for_a_person(tool, outside=outside)
-            and problem_with(tool, call) is None
-        )
+        waiting = self._waiting(job, calls, outside=outside)
+        return tuple(call.id for call, tool in waiting if problem_with(tool, call) is None)
+
+    def unfit(
+        self, job: Assignment, calls: Iterable[ToolCall], *, outside: bool
+    ) -> tuple[str, ...]:
+        """The ids of those that would wait for a person, had they arguments that a tool takes: they are not made."""
+        waiting = self._waiting(job, calls, outside=outside)
+        return tuple(call.id for call, tool in waiting if problem_with(tool, call) is not None)
+
+    def _waiting(
+        self, job: Assignment, calls: Iterable[ToolCall], *, outside: bool
+    ) -> Iterator[tuple[ToolCall, Tool]]:
+        for call in calls:
+            tool = self._tool(job, call)
+            if tool is not None and waits_for_a_person(tool, outside=outside):
+                yield call, tool
 
     def _tool(self, job: Assignment, call: ToolCall) -> Tool | None:
         return self._tools.get(call.name) if call.name in job.agent.spec.tools else None
@@ -82,7 +92,11 @@ class Approvals:
 
     async def doubt(self, job: Assignment, key: str, call: ToolCall) -> Answer:
         """What a person says of a call that may or may not have taken effect: again, leave it, or what happened."""
-        arguments = arguments_of(call)
+        arguments: Any
+        try:
+            arguments = arguments_of(call)
+        except ValueError:  # the tool took what no JSON here can say
+            arguments = cut(clean(call.arguments), _NOTE_BYTES)
         request = Request(
             kind=Kind.DOUBT,
             question=(

@@ -50,13 +50,14 @@ Opens: TypeAlias = Callable[[Sequence[ToolAnswer]], tuple[Opening, ...]]
 
 @dataclass(frozen=True)
 class Asked:
-    """What a turn asks for: its calls, the ids of those that wait for a person, and whether its agent has read
-    text from outside."""
+    """What a turn asks for: its calls, the ids of those that wait for a person, whether its agent has read
+    text from outside, and the ids of those that are not made as their arguments were not right."""
 
     turn: int
     calls: tuple[ToolCall, ...]
     first: tuple[str, ...] = ()
     outside: bool = False
+    unfit: tuple[str, ...] = ()
 
 
 class ToolCalls:
@@ -107,6 +108,8 @@ class ToolCalls:
         elif tool is not None and waits_for_a_person(tool, outside=asked.outside):
             # The turn has found out that nobody need be asked: no person could make sense of it.
             problem = problem_with(tool, one.call)
+            if problem is None and one.call.id in asked.unfit:
+                problem = unfit()  # a deploy has changed what the tool takes
             return self._made(one, problem)
         return self._made(one)
 
@@ -241,6 +244,12 @@ def too_many() -> ToolAnswer:
     """The answer to a call that is not made, because its turn has too many."""
     message = f"This call was not made: a turn may have {MAX_CALLS}. Ask again later."
     return _not_made(failed("too_many_calls", message, retryable=True))
+
+
+def unfit() -> ToolAnswer:
+    """The answer to a call about which nobody was asked, as its tool did not take its arguments then."""
+    message = "This call was not made: its arguments were not right when you wrote it. Ask again."
+    return _not_made(failed("invalid_arguments", message))
 
 
 def call_blocked() -> ToolAnswer:

@@ -151,7 +151,7 @@ class AgentLoop:
             # A stall is told before the turn that follows it, so its own step opens that.
             return () if after(answers).stall else (job.turn_opening(turn + 1),)
 
-        wanted = Asked(turn, asked.calls, completion.asks, talk.outside)
+        wanted = Asked(turn, asked.calls, completion.asks, talk.outside, completion.unfit)
         answers = await self._calls.run(job, wanted, opens)
         came = after(answers)
         if came.stall:

@@ -21,7 +21,7 @@ from posthouse.budget.model import (
 from posthouse.errors import BudgetExceeded, PosthouseError
 from posthouse.events.types import BudgetExceeded as BudgetExceededEvent
 from posthouse.inputs.model import Decision, Kind, Question, Request
-from posthouse.journal.model import Usage
+from posthouse.journal.model import Usage, digest_of
 from posthouse.llm.estimate import input_tokens, text_tokens, tokens_of
 from posthouse.llm.messages import Completion, ModelRequest, Tokens
 from posthouse.llm.prices import Prices
@@ -256,6 +256,7 @@ async def more(job: Assignment, key: str, limit: str) -> bool:
         form={**More.model_json_schema(), "minProperties": 1},
         arguments={"limit": limit},
         agent=job.name,
+        digest=digest_of("budget", key, limit),
     )
     answer = await job.steps.ask(Question(key, request))
     if not answer.approved:

@@ -180,10 +180,12 @@ class ModelTurns:
         if not isinstance(following, CallTools | Repair):
             self._metrics.agent_ended(turn)
         asks: tuple[str, ...] = ()
+        unfit: tuple[str, ...] = ()
         if isinstance(following, CallTools):
             asks = self._approvals.first(job, following.calls, outside=talk.outside)
+            unfit = self._approvals.unfit(job, following.calls, outside=talk.outside)
         # Recorded, so that a replay asks about these calls and no others, whatever has become of the tools.
-        judged = completion.model_copy(update={"rules": RULES, "asks": asks})
+        judged = completion.model_copy(update={"rules": RULES, "asks": asks, "unfit": unfit})
         events = (*answer.events, *_events(job, turn, completion))
         opens = _opens(job, turn, following, asks)
         return replace(_billed(judged, took), events=events, opens=opens)

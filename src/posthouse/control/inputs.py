@@ -8,12 +8,14 @@ import structlog
 
 from posthouse.errors import Conflict, Gone, InvalidAnswer
 from posthouse.inputs.form import FormUnusable, problems
-from posthouse.inputs.model import Answer, Decision, Request
+from posthouse.inputs.model import Answer, Decision, Kind, Request
 from posthouse.inputs.store import CHANGED, InputRequest, Inputs, State
 from posthouse.logs import bind_run
 from posthouse.runs.model import RunRecord
 
 MOST_LISTED = 20
+# What is done or paid for on a yes: the same request sent again must not be a yes to the next one.
+_SEEN = frozenset({Kind.APPROVAL, Kind.DOUBT, Kind.BUDGET})
 _HEAD = 200
 _ANY_TEXT = {"type": "string", "minLength": 1}
 _ANY_ARGUMENTS = {"type": "object"}
@@ -60,7 +62,8 @@ class Replies:
     async def answer_run(self, record: RunRecord, tenant: str, reply: Reply) -> InputRequest:
         """The same for the one open question of a run and of all below it.
 
-        Raises Conflict too when none is open, or more than one: then it names them.
+        Raises Conflict too when none is open, or more than one: then it names them; InvalidAnswer when the question is
+        one that a repeated request must not answer by chance, and the reply does not say that it was seen.
         """
         waiting = await self._inputs.open_ids(record.run_id, record.root)
         if not waiting:
@@ -71,6 +74,10 @@ class Replies:
                 f"{len(waiting)} questions are open; answer each at /inputs/<id>",
                 errors=tuple(_listed(asked) for asked in listed),
             )
+        if not reply.digest:
+            asked = await self._inputs.get(waiting[0], tenant)
+            if asked.request.kind in _SEEN:
+                _refuse("digest", f"say what was seen, or answer at /inputs/{asked.input_id}")
         return await self.answer(waiting[0], tenant, reply)
 
 

@@ -61,6 +61,8 @@ class Plans:
         outcomes, children = await self._read(
             run.run_id, [step.decode() for step in steps], members
         )
+        if newest not in outcomes:  # a retry has set it aside, or the run was deleted, meanwhile
+            raise none
         [drawn] = await self._journal.results(run.run_id, [StepDone(newest, outcomes[newest])])
         try:
             plan = DrawnPlan.model_validate(drawn)

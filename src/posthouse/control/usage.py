@@ -114,10 +114,15 @@ class Accounts:
             members = await self._redis.smembers(keys.tree(record.root))  # type: ignore[misc]
         ids = sorted(member.decode() for member in members)
         found: dict[str, RunUsage] = {record.run_id: top}
-        # An id is younger than its parent's, so in their order parents come first.
+        # Ids are made by many clocks: a child's may stand before its parent's.
+        below: dict[str | None, list[RunUsage]] = {}
         for one in await self._known(ids):
-            if one.parent in found and one.run_id != record.run_id:
-                found[one.run_id] = one
+            if one.run_id != record.run_id:
+                below.setdefault(one.parent, []).append(one)
+        level = [top]
+        while level:
+            level = [one for above in level for one in below.pop(above.run_id, ())]
+            found |= {one.run_id: one for one in level}
         return list(found.values())
 
     async def _known(self, ids: Sequence[str]) -> list[RunUsage]:

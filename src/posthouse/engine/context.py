@@ -194,7 +194,9 @@ class Context:
     ) -> Answer:
         """Asks a person for what the request says: an approval, say, with what exactly is to be approved."""
         if (expires_in is None) != (request.on_timeout is OnTimeout.WAIT):
-            raise Fatal("a question that expires says what follows, and only such a one")
+            raise Fatal(
+                "`expires_in` and `on_timeout` go together: give both (and not `wait`), or neither"
+            )
         if request.form is not None:
             try:
                 check_form(request.form)

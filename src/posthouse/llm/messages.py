@@ -97,6 +97,7 @@ class Completion(_Frozen):
     `model` is what the provider says that answered, at the endpoint `provider`.
     `rules` are those by which the agent loop judged the turn; 0 are those from before there were any.
     `asks` are the ids of the calls about which a person is asked before they are made.
+    `unfit` are those about which one would be asked, had they arguments that their tools take.
     `limit` is that of the budget which kept the request from being sent.
     """
 
@@ -110,4 +111,5 @@ class Completion(_Frozen):
     rules: int = 0
     provider: str = ""
     asks: tuple[str, ...] = ()
+    unfit: tuple[str, ...] = ()
     limit: str = ""

@@ -10,6 +10,8 @@ end
 local function set_aside(id, step, retries)
   local outcome = redis.call('HGET', KEY.journal(id), step)
   if not outcome then return end
+  -- What a person gave with it was given for then: what is given anew counts too.
+  redis.call('HDEL', KEY.budget(redis.call('HGET', KEY.run(id), 'root') or id), 'extended:' .. id .. ':' .. step)
   redis.call('HSET', KEY.archive(id), int(number(retries)) .. '/' .. step, outcome)
   redis.call('HDEL', KEY.journal(id), step)
 end
