@@ -1,4 +1,4 @@
-"""`python -m tests.chaos`: the storm; or recovery, boundaries, errors, restarts, slots, dags. 1 on any breach."""
+"""`python -m tests.chaos`: the storm; recovery, boundaries, errors, restarts, slots, dags, trees. 1 on any breach."""
 
 import argparse
 import asyncio
@@ -17,6 +17,7 @@ from tests.chaos.report import Report, progress
 from tests.chaos.restarts import restarts
 from tests.chaos.slots import Load, slots
 from tests.chaos.storm import Storm, storm
+from tests.chaos.trees import trees
 
 
 def arguments() -> argparse.Namespace:
@@ -25,7 +26,7 @@ def arguments() -> argparse.Namespace:
         "what",
         nargs="?",
         default="storm",
-        choices=["storm", "recovery", "boundaries", "errors", "restarts", "slots", "dags"],
+        choices=["storm", "recovery", "boundaries", "errors", "restarts", "slots", "dags", "trees"],
     )
     parser.add_argument("--seed", type=int, default=None, help="replays that schedule of faults")
     parser.add_argument("--minutes", type=float, default=10.0)
@@ -59,6 +60,8 @@ async def work(given: argparse.Namespace, folder: Path) -> Report:
             return await slots(folder, seed, Load(), tell)
         case "dags":
             return await dags.dags(folder, seed, dags.Load(plans=given.times), tell)
+        case "trees":
+            return await trees(folder, seed, given.minutes * 60, tell)
         case _:
             wanted = Storm(seed, given.minutes * 60, given.runs, given.faults)
             return await storm(wanted, folder, tell)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import orjson
 
 from tests.chaos.evidence import Evidence, LoggedEvent, RunKept
+from tests.chaos.households import Errand, Household
 from tests.chaos.workload import Accepted
 
 TERMINAL = {"completed", "incomplete", "failed", "cancelled"}
@@ -34,10 +35,14 @@ def one_end(evidence: Evidence) -> Iterator[str]:
     for run in accepted.keys() - evidence.runs.keys():
         yield f"{run} was accepted and is gone"
     for run in evidence.runs.keys() - accepted.keys():
-        yield f"{run} was never accepted and is there"
+        if root_of(evidence, run) not in accepted:
+            yield f"{run} was never accepted and is there"
     for run, one in accepted.items():
         if run in evidence.runs:
             yield from _end_of(one, evidence.runs[run])
+    for run, order in orders(evidence).items():
+        if run not in accepted:
+            yield from _end_of(Accepted(run, order, 0), evidence.runs[run])
 
 
 def _end_of(one: Accepted, kept: RunKept) -> Iterator[str]:
@@ -63,8 +68,9 @@ def events_without_gap(evidence: Evidence) -> Iterator[str]:
         ends = [event.seq for event in kept.events if LETTERS.get(event.type) == "E"]
         if kept.record["status"] in TERMINAL and ends != numbers[-1:]:
             yield f"{run}: terminal events at {ends} of {len(numbers)}"
-        once = Counter(event.step for event in kept.events if event.type == "source.found")
-        for step, times in once.items():
+        found = (event for event in kept.events if event.type == "source.found")
+        once = Counter((event.run, event.step) for event in found)
+        for (_, step), times in once.items():
             if times > 1:
                 yield f"{run}: the event of step {step} was written {times} times"
     yield from _readers(evidence)
@@ -134,7 +140,7 @@ def _sum_of_extras(evidence: Evidence, by_step: Counter[tuple[str, str]]) -> Ite
     extras: Counter[str] = Counter()
     for (run, _), times in by_step.items():
         extras[run] += times - 1
-    width = {one.run: one.order.width for one in evidence.accepted}
+    width = {run: order.width for run, order in orders(evidence).items()}
     for run, extra in extras.items():
         kept = evidence.runs.get(run)
         if kept and extra > hit_claims(kept) * max(1, width.get(run, 1)):
@@ -150,13 +156,14 @@ def spending_is_known(evidence: Evidence) -> Iterator[str]:
             yield f"{run}: turn {turn} was asked {times} times"
     for one in evidence.accepted:
         kept = evidence.runs.get(one.run)
-        if kept is None or not one.order.agent or one.wanted != "completed":
+        agents = one.order.agents
+        if kept is None or not agents or one.wanted != "completed":
             continue
         record = kept.record
         spent = tuple(
             int(record.get(f, 0)) for f in ("model_calls", "input_tokens", "output_tokens")
         )
-        if spent != (2, 20, 10):
+        if spent != (2 * agents, 20 * agents, 10 * agents):
             yield f"{one.run}: its usage is {spent}"
 
 
@@ -164,7 +171,7 @@ def epochs_grow(evidence: Evidence) -> Iterator[str]:
     """I6: each claim raises the epoch by one, and nothing is written but by its owner."""
     for run, kept in evidence.runs.items():
         current, since = 0, {0: 0}
-        for event in kept.events:
+        for event in kept.own:
             if event.type in CLAIMS:
                 current += 1
                 since[current] = event.seq
@@ -215,7 +222,8 @@ def times_to_live(evidence: Evidence) -> Iterator[str]:
         if not name.startswith("run:"):
             continue
         run = name.split(":")[1]
-        status = evidence.runs[run].record.get("status") if run in evidence.runs else None
+        root = root_of(evidence, run)
+        status = evidence.runs[root].record.get("status") if root in evidence.runs else None
         lasting = status not in TERMINAL or name == f"run:{run}"
         if lasting != (ttl < 0):
             yield f"{name} of a run that is {status} has a time to live of {ttl} ms"
@@ -233,7 +241,7 @@ def nothing_leaks(evidence: Evidence) -> Iterator[str]:
         if name.endswith((":waits", ":starts")) and name.split(":")[1] not in live:
             yield f"{name} is left"
     for run in evidence.runs.keys() - evidence.due:
-        if run not in live:
+        if run not in live and root_of(evidence, run) == run:
             yield f"{run} has ended and nobody will remove it: it is not in due"
     for name, ttl in evidence.left_after_delete.items():
         passing = name.startswith(PASSING_KEYS) and ttl >= 0
@@ -244,6 +252,99 @@ def nothing_leaks(evidence: Evidence) -> Iterator[str]:
 def truthful_answers(evidence: Evidence) -> Iterator[str]:
     """G10: the API answered 2xx, or 503 as a problem; nothing else."""
     yield from evidence.bad_answers
+
+
+def orders(evidence: Evidence) -> dict[str, Errand]:
+    """What was ordered of each run, those below the accepted ones included."""
+    found: dict[str, Errand] = {one.run: one.order for one in evidence.accepted}
+    left = [run for run in evidence.runs if run not in found]
+    while left:
+        later = []
+        for run in left:
+            record = evidence.runs[run].record
+            above = found.get(record.get("parent", ""))
+            if isinstance(above, Household):
+                found[run] = above.room(int(record["subtask"].removeprefix("room:")))
+            else:
+                later.append(run)
+        if later == left:
+            break
+        left = later
+    return found
+
+
+def root_of(evidence: Evidence, run: str) -> str:
+    """The root of its tree; itself when it is none's child."""
+    return evidence.runs[run].record.get("root", run) if run in evidence.runs else run
+
+
+def whole_trees(evidence: Evidence) -> Iterator[str]:
+    """T1: no child too many, none outlives its root, its parent sees its exact output, its root says what it says."""
+    ordered = orders(evidence)
+    for run, kept in evidence.runs.items():
+        order = ordered.get(run)
+        below = {one for one, other in evidence.runs.items() if other.record.get("parent") == run}
+        wanted = len(order.children) if isinstance(order, Household) else 0
+        if kept.record.get("status") == "completed" and len(below) != wanted:
+            yield f"{run} has {len(below)} children, not {wanted}"
+        for child in below:
+            yield from _told(run, kept, child, evidence.runs[child])
+        if root_of(evidence, run) == run:
+            yield from _copied(evidence, run, kept)
+        if int(kept.record.get("asking") or 0):
+            yield f"{run} has open questions"
+    for name in evidence.keys:
+        if name.endswith(":open_inputs") or name.startswith("inputs:"):
+            yield f"{name} is left"
+
+
+def _told(run: str, kept: RunKept, child: str, below: RunKept) -> Iterator[str]:
+    """What a parent knows of its child."""
+    if below.record.get("status") not in TERMINAL:
+        yield f"{child} lives though {run} has ended"
+    end = kept.journal.get(f"{below.record.get('subtask')}/end")
+    told = end.result if end else None
+    output = orjson.loads(below.record.get("output") or "null")
+    if not told or (told["run_id"], told["output"]) != (child, output):
+        yield f"{run} was told of {child}: {told}, not {output}"
+
+
+def _copied(evidence: Evidence, root: str, kept: RunKept) -> Iterator[str]:
+    """What a root's log holds of the runs below it."""
+    below = {run for run in evidence.runs if run != root and root_of(evidence, run) == root}
+    if kept.tree != below:
+        yield f"{root} knows of {len(kept.tree)} runs below it, not of {len(below)}"
+    for run in below:
+        copies = [event for event in kept.events if event.run == run]
+        own = [(e.type, e.step) for e in evidence.runs[run].own if not e.type.startswith("run.")]
+        said = [(e.type, e.step) for e in copies if not e.type.startswith("subtask.")]
+        if own != said:
+            yield f"{root} says {len(said)} of the {len(own)} events of {run}, or others"
+        marks = [e.type for e in copies if e.type.startswith("subtask.")]
+        if marks != ["subtask.started", "subtask.completed"]:
+            yield f"{root} says of {run}: {marks}"
+
+
+def budgets_add_up(evidence: Evidence) -> Iterator[str]:
+    """T2: nothing is reserved any more; spent is what was settled and what was lost with an owner."""
+    of = {
+        "tokens": ("input_tokens", "output_tokens", "wasted_tokens"),
+        "model_calls": ("model_calls",),
+    }
+    for run, kept in evidence.runs.items():
+        if not kept.budget:
+            continue
+        tree = [one for other, one in evidence.runs.items() if root_of(evidence, other) == run]
+        for what, fields in of.items():
+            stored = {
+                k: int(kept.budget.get(f"{k}_{what}", 0)) for k in ("reserved", "spent", "lost")
+            }
+            usages = [step.usage for one in tree for step in one.journal.values()]
+            settled = sum(usage.get(name, 0) for usage in usages for name in fields)
+            if stored["reserved"] or stored["spent"] - stored["lost"] != settled:
+                yield f"{run}: {what} are {stored}, and {settled} were settled"
+            if stored["spent"] > int(kept.budget[f"limit_{what}"]):
+                yield f"{run}: {what} are above their limit"
 
 
 Check = Callable[[Evidence], Iterator[str]]
@@ -257,6 +358,8 @@ CHECKS: dict[str, Check] = {
     "I7": legal_roads,
     "I8": times_to_live,
     "I9": nothing_leaks,
+    "T1": whole_trees,
+    "T2": budgets_add_up,
     "G10": truthful_answers,
 }
 

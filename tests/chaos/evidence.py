@@ -12,7 +12,7 @@ from tests.chaos.workload import Accepted
 
 @dataclass(frozen=True)
 class LoggedEvent:
-    """An event of a run's log."""
+    """An event of a run's log; `run` is that of a run below it that it was copied from."""
 
     seq: int
     type: str
@@ -20,24 +20,34 @@ class LoggedEvent:
     epoch: int
     step: str
     data: dict[str, Any]
+    run: str = ""
 
 
 @dataclass(frozen=True)
 class StepKept:
-    """A journalled step: when (ms by Redis' clock) and under which epoch and seq it was committed."""
+    """A journalled step: when (ms by Redis' clock) and under which epoch and seq it was committed, and its result."""
 
     seq: int
     epoch: int
     time: int
+    result: Any = None
+    usage: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
 class RunKept:
-    """One run as Redis holds it."""
+    """One run as Redis holds it; `tree` and `budget` are those of a root."""
 
     record: dict[str, str]
     events: list[LoggedEvent] = field(default_factory=list)
     journal: dict[str, StepKept] = field(default_factory=dict)
+    tree: set[str] = field(default_factory=set)
+    budget: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def own(self) -> list[LoggedEvent]:
+        """The events that are its own."""
+        return [event for event in self.events if not event.run]
 
 
 @dataclass
@@ -76,15 +86,19 @@ async def run_kept(redis: Redis, run: str) -> RunKept:
     pipe.hgetall(f"run:{run}")
     pipe.xrange(f"run:{run}:events")
     pipe.hgetall(f"run:{run}:journal")
-    record, entries, journal = await pipe.execute()
+    pipe.smembers(f"run:{run}:tree")
+    pipe.hgetall(f"run:{run}:budget")
+    record, entries, journal, tree, budget = await pipe.execute()
     return RunKept(
         {name.decode(): value.decode() for name, value in record.items()},
-        [_event(entry, fields) for entry, fields in entries],
+        [_event(run, entry, fields) for entry, fields in entries],
         {step.decode(): _step(outcome) for step, outcome in journal.items()},
+        {member.decode() for member in tree},
+        {name.decode(): value.decode() for name, value in budget.items()},
     )
 
 
-def _event(entry: bytes, fields: dict[bytes, bytes]) -> LoggedEvent:
+def _event(run: str, entry: bytes, fields: dict[bytes, bytes]) -> LoggedEvent:
     plain = {name.decode(): value.decode() for name, value in fields.items()}
     return LoggedEvent(
         int(entry.split(b"-")[0]),
@@ -93,12 +107,15 @@ def _event(entry: bytes, fields: dict[bytes, bytes]) -> LoggedEvent:
         int(plain["epoch"]),
         plain["step"],
         orjson.loads(plain["data"]),
+        "" if plain["run_id"] == run else plain["run_id"],
     )
 
 
 def _step(outcome: bytes) -> StepKept:
     plain = orjson.loads(outcome)
-    return StepKept(plain["seq"], plain["epoch"], plain["time"])
+    return StepKept(
+        *(plain["seq"], plain["epoch"], plain["time"]), plain.get("result"), plain.get("usage", {})
+    )
 
 
 async def collect(redis: Redis, evidence: Evidence) -> None:

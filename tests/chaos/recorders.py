@@ -5,7 +5,7 @@ import hashlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 
@@ -98,6 +98,8 @@ def said_of(seed: int) -> str:
 class Order:
     """An errand as it is submitted; the fields are those of its input."""
 
+    workflow: ClassVar[str] = "errand"
+
     seed: int
     legs: int = 4
     width: int = 3
@@ -110,6 +112,11 @@ class Order:
         """How many steps are journalled when it is done."""
         naps = self.legs // 2 if self.nap_ms else 0
         return self.legs * (self.width + 3) + naps + (3 if self.agent else 0)
+
+    @property
+    def agents(self) -> int:
+        """How many agents work in it."""
+        return int(self.agent)
 
     @property
     def output(self) -> dict[str, object]:

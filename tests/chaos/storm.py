@@ -31,6 +31,7 @@ class Storm:
     plan: Plan = field(default_factory=Plan)
     pauses: tuple[float, float] = (0.3, 1.5)
     nemeses: tuple[str, ...] = tuple(NEMESES)
+    trees: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ async def storm(wanted: Storm, folder: Path, say: Callable[[str], None] | None =
     tell = say or (lambda text: progress(began, text))
     report = Report(wanted.seed, needed_runs=wanted.runs, needed_faults=wanted.faults)
     async with open_stack(folder, wanted.plan) as stack:
-        clients = Clients(stack.api_url, wanted.seed, wanted.order)
+        clients = Clients(stack.api_url, wanted.seed, wanted.order, trees=wanted.trees)
         scene = Scene(stack, clients)
         try:
             clients.start(wanted.clients)

@@ -8,12 +8,15 @@ import pytest
 
 from tests.chaos.checker import CHECKS, breaches
 from tests.chaos.evidence import Evidence, LoggedEvent, RunKept, StepKept
+from tests.chaos.households import Household
 from tests.chaos.recorders import ModelCallSeen, Order, ToolCallSeen
 from tests.chaos.workload import Accepted, Reading
 
 RUN = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 OTHER = "01BX5ZZKBKACTAV9WEVGEMMVRZ"
 ORDER = Order(5, legs=1, width=1, nap_ms=0, agent=True)
+ROOT, CHILD = "01K00000000000000000000001", "01K00000000000000000000002"
+HOME = Household(5, rooms=1, asks=False, deep=False)
 STEPS = ("leg:0/go", "leg:0/branch:0", "leg:0/seen", "leg:0/back")
 Plant = Callable[[Evidence], None]
 
@@ -41,7 +44,7 @@ def good() -> Evidence:
     record = {"status": "completed", "seq": "5", "output": orjson.dumps(ORDER.output).decode()}
     record |= {"model_calls": "2", "input_tokens": "20", "output_tokens": "10"}
     reading = Reading(RUN, [(one.seq, one.type, "") for one in events])
-    return Evidence(
+    evidence = Evidence(
         accepted=[Accepted(RUN, ORDER, 0.0, ended={"status": "completed"}, reading=reading)],
         runs={RUN: RunKept(record, events, journal)},
         keys={f"run:{RUN}": -1, f"run:{RUN}:journal": 5000, f"run:{RUN}:events": 5000, "due": -1},
@@ -53,6 +56,46 @@ def good() -> Evidence:
         model_log=[ModelCallSeen(RUN, 1, 1305), ModelCallSeen(RUN, 2, 1308)],
         left_after_delete={"sweep": -1, "claims:x": 100},
     )
+    add_tree(evidence)
+    return evidence
+
+
+def add_tree(evidence: Evidence) -> None:
+    """A household with one room, and the run that was in it."""
+    below = [
+        event(1, "run.created", 0),
+        event(2, "run.started", 1, worker="host-11-aa"),
+        event(3, "turn.completed", 1, "researcher/turn:1"),
+        event(4, "run.completed", 1),
+    ]
+    kinds = {"run.started": "subtask.started", "run.completed": "subtask.completed"}
+    copies = [replace(one, run=CHILD, type=kinds.get(one.type, one.type)) for one in below[1:]]
+    own = [
+        *(event(1, "run.created", 0), event(2, "run.started", 1, worker="host-12-bb")),
+        event(3, "run.waiting", 1),
+        *(replace(one, seq=4 + place) for place, one in enumerate(copies)),
+        event(7, "run.resumed", 2, worker="host-11-aa", reason="child"),
+        event(8, "run.completed", 2),
+    ]
+    room = HOME.room(0)
+    usage = {"model_calls": 2, "input_tokens": 20, "output_tokens": 10}
+    journal = {f"step:{n}": StepKept(3, 1, 1400) for n in range(room.steps - 1)}
+    journal |= {"researcher/turn:1": StepKept(3, 1, 1400, usage=usage)}
+    record = {"status": "completed", "root": ROOT, "parent": ROOT, "subtask": "room:0", "seq": "4"}
+    record |= {"output": orjson.dumps(room.output).decode()}
+    evidence.runs[CHILD] = RunKept(record, below, journal)
+    end = {"run_id": CHILD, "status": "completed", "output": room.output, "error": None}
+    steps = {"knock": StepKept(2, 1, 1), "room:0": StepKept(2, 1, 1), "lock": StepKept(7, 2, 1)}
+    steps["room:0/end"] = StepKept(6, 1, 1, end)
+    record = {"status": "completed", "root": ROOT, "seq": "8", "asking": "0"}
+    record |= {name: str(value) for name, value in usage.items()}
+    record |= {"output": orjson.dumps(HOME.output).decode()}
+    budget = {"limit_tokens": "100", "spent_tokens": "45", "lost_tokens": "15"}
+    budget |= {"limit_model_calls": "9", "spent_model_calls": "2"}
+    evidence.runs[ROOT] = RunKept(record, own, steps, {CHILD}, budget)
+    evidence.accepted.append(Accepted(ROOT, HOME, 0.0, ended={"status": "completed"}))
+    evidence.keys |= {f"run:{ROOT}": -1, f"run:{ROOT}:tree": 5000, f"run:{CHILD}": -1}
+    evidence.due.add(ROOT)
 
 
 def record(**values: str) -> Plant:
@@ -63,6 +106,23 @@ def step(name: str, **values: int) -> Plant:
     def plant(evidence: Evidence) -> None:
         journal = evidence.runs[RUN].journal
         journal[name] = replace(journal[name], **values)
+
+    return plant
+
+
+def of(run: str, **values: str) -> Plant:
+    return lambda evidence: evidence.runs[run].record.update(values)
+
+
+def money(**values: str) -> Plant:
+    return lambda evidence: evidence.runs[ROOT].budget.update(values)
+
+
+def told_end(**values: object) -> Plant:
+    def plant(evidence: Evidence) -> None:
+        journal = evidence.runs[ROOT].journal
+        end = journal["room:0/end"]
+        journal["room:0/end"] = replace(end, result=end.result | values)
 
     return plant
 
@@ -137,6 +197,21 @@ PLANTS: list[tuple[str, str, Plant]] = [
     ("I9", "its starts", key(f"run:{RUN}:starts", 5000)),
     ("I9", "nobody looks", lambda e: e.due.clear()),
     ("I9", "left after delete", lambda e: e.left_after_delete.update({"index:default": -1})),
+    ("I1", "a child of nobody", lambda e: e.accepted.pop()),
+    ("I1", "a child with another output", of(CHILD, output="{}")),
+    ("I8", "a child's key stays", key(f"run:{CHILD}:journal", -1)),
+    ("T1", "a child lives on", of(CHILD, status="running")),
+    ("T1", "a child too many", lambda e: e.runs.update({OTHER: e.runs[CHILD]})),
+    ("T1", "another end was told", told_end(output={})),
+    ("T1", "no end was told", lambda e: e.runs[ROOT].journal.pop("room:0/end")),
+    ("T1", "an event was not copied", lambda e: e.runs[ROOT].events.pop(4)),
+    ("T1", "an end was copied twice", lambda e: e.runs[ROOT].events.append(e.runs[ROOT].events[5])),
+    ("T1", "the root does not know it", lambda e: e.runs[ROOT].tree.clear()),
+    ("T1", "a question is open", of(ROOT, asking="1")),
+    ("T1", "the inbox is not empty", key("inputs:default", -1)),
+    ("T2", "something is reserved", money(reserved_tokens="7")),
+    ("T2", "spent too little", money(spent_tokens="44")),
+    ("T2", "above the limit", money(limit_tokens="44")),
     ("G10", "a 500", lambda e: e.bad_answers.append("500")),
 ]
 

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from posthouse.cli.sse import EventParser
+from tests.chaos.households import BUDGET, Errand, Household, way_of
 from tests.chaos.recorders import Order
 
 API = "/api/v1"
@@ -32,7 +33,7 @@ class Accepted:
     """A run that was answered with 202, what was ordered, how it must end, and what a client saw of its end."""
 
     run: str
-    order: Order
+    order: Errand
     at: float
     wanted: str = "completed"
     ended: dict[str, Any] | None = None
@@ -63,7 +64,14 @@ class Clients:
     """So many clients, each with one errand at a time, until `stop`."""
 
     def __init__(
-        self, url: str, seed: int, order: Order, *, readers: float = 0.3, patience: float = 120.0
+        self,
+        url: str,
+        seed: int,
+        order: Order,
+        *,
+        readers: float = 0.3,
+        patience: float = 120.0,
+        trees: float = 0.0,
     ) -> None:
         limits = httpx.Limits(max_connections=500)
         timeout = httpx.Timeout(10, read=40, pool=60)
@@ -74,8 +82,10 @@ class Clients:
         self._order = order
         self._readers = readers
         self._patience = patience
+        self._trees = trees
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._answering: asyncio.Task[None] | None = None
         self._started = 0
         self._seed = seed
         self.accepted: list[Accepted] = []
@@ -85,6 +95,8 @@ class Clients:
     def start(self, clients: int) -> None:
         """Begins."""
         self._tasks = [asyncio.create_task(self._client()) for _ in range(clients)]
+        if self._trees:
+            self._answering = asyncio.create_task(self._answer_questions())
 
     async def stop(self) -> None:
         """Submits nothing more; returns when everything that was taken in has ended and was read."""
@@ -93,9 +105,10 @@ class Clients:
 
     async def close(self) -> None:
         """Lets go of everything."""
-        for task in self._tasks:
+        tasks = [*self._tasks, *([self._answering] if self._answering else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._http.aclose()
 
     @property
@@ -107,9 +120,23 @@ class Clients:
         while not self._stopping.is_set():
             self._started += 1
             seed = self._seed * 1_000_000 + self._started
-            await self.errand(Order(**{**asdict(self._order), "seed": seed}))
+            if self._random.random() < self._trees:
+                await self.errand(Household(seed, pace_ms=self._order.pace_ms), budget=BUDGET)
+            else:
+                await self.errand(Order(**{**asdict(self._order), "seed": seed}))
 
-    async def errand(self, order: Order, **options: Any) -> Accepted:
+    async def _answer_questions(self) -> None:
+        """Answers whatever is asked, now and then twice: an answer that was lost is asked for again."""
+        while True:
+            page = await self._ask("GET", f"{API}/inputs", params={"limit": 100})
+            asked = page.json()["inputs"] if page is not None and page.status_code == 200 else []
+            for one in asked:
+                said = {"value": way_of(one["question"])}
+                for _ in range(self._random.choice((1, 1, 2))):
+                    await self._ask("POST", f"{API}/inputs/{one['input_id']}", json=said)
+            await asyncio.sleep(0.2)
+
+    async def errand(self, order: Errand, **options: Any) -> Accepted:
         """Submits one errand, and returns when it has ended."""
         run = await self._submit(order, options)
         accepted = Accepted(run, order, time.time())
@@ -130,9 +157,9 @@ class Clients:
                 await asyncio.gather(reading, return_exceptions=True)
         return accepted
 
-    async def _submit(self, order: Order, options: dict[str, Any]) -> str:
+    async def _submit(self, order: Errand, options: dict[str, Any]) -> str:
         """Asks with the same key until it is answered with 202."""
-        body = {"workflow": "errand", "input": asdict(order), **options}
+        body = {"workflow": order.workflow, "input": asdict(order), **options}
         key = {"Idempotency-Key": f"errand-{order.seed}"}
         while True:
             answer = await self._ask("POST", f"{API}/runs", json=body, headers=key)

@@ -198,23 +198,33 @@ local function expire_tree(run)
   end
 end
 
--- Ends a run for good; `as` is what its last owner is told when it comes again.
-function conclude(run, as, status, events, output, problem)
-  redis.call('ZADD', KEY.due, int(now + (run.root == run.id and run.ttl or GRACE)), run.id)
-  if run.root == run.id then spend_reservations(run, true) end
-  end_waits(run)
-  emit_rows(run, events)
-  end_ownership(run, as, status, 'output', output, 'error', problem, 'ended_at', int(now), 'wait_reason', '')
+-- What an ended run needs no more.
+local function tidy(run)
   drop_dispatch(run)
   redis.call('DEL', KEY.waits(run.id))
   -- Effects that were begun stay in doubt: a retry must not make them again without a word.
   for _, field in ipairs(redis.call('HKEYS', KEY.starts(run.id))) do
     if string.sub(field, 1, 7) ~= 'intent:' then redis.call('HDEL', KEY.starts(run.id), field) end
   end
-  if run.root == run.id then expire_tree(run) end
+end
+
+-- Ends a run for good; `as` is what its last owner is told when it comes again.
+function conclude(run, as, status, events, output, problem)
+  redis.call('ZADD', KEY.due, int(now + math.min(run.ttl, GRACE)), run.id)
+  if run.root == run.id then spend_reservations(run, true) end
+  end_waits(run)
+  emit_rows(run, events)
+  -- Before it has ended: a call that breaks in between is made again, and finds what it has said.
   publish(run)
+  end_ownership(run, as, status, 'output', output, 'error', problem, 'ended_at', int(now), 'wait_reason', '')
+  tidy(run)
+  if run.root == run.id then expire_tree(run) end
   settle(run)
-  if run.root ~= run.id then redis.call('ZREM', KEY.due, run.id) end
+  if run.root ~= run.id then
+    redis.call('ZREM', KEY.due, run.id)
+  else
+    redis.call('ZADD', KEY.due, int(now + run.ttl), run.id)
+  end
 end
 
 -- What the scripts themselves say of a run that they end; errors.py has the same.

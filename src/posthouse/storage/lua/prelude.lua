@@ -120,7 +120,8 @@ local function emit(run, kind, agent, step, data)
   local entry = { 'type', kind, 'time', int(now), 'epoch', int(run.epoch), 'run_id', run.id,
     'agent', agent, 'step', step, 'data', data }
   if redis.pcall('XADD', key, int(run.seq) .. '-0', unpack(entry)).err then
-    if not left_behind(run, key, kind, step) then redis.call('XADD', key, int(run.seq) .. '-0', unpack(entry)) end
+    run.again = left_behind(run, key, kind, step)
+    if not run.again then redis.call('XADD', key, int(run.seq) .. '-0', unpack(entry)) end
   end
   run.out[#run.out + 1] = envelope(run, run, kind, agent, step, data)
   if (run.parent or '') ~= '' then to_the_root(run, kind, agent, step, data) end
@@ -130,24 +131,32 @@ local function emit_rows(run, rows)
   for _, row in ipairs(rows) do emit(run, row[1], row[2], row[3], row[4]) end
 end
 
--- Whether a call that broke has copied this very event.
-local function is_copy(key, seq, run, row)
-  local entry = redis.call('XRANGE', key, int(seq) .. '-0', int(seq) .. '-0')[1]
-  local told = entry and entry[2]
-  return told and told[2] == row[1] and told[6] == int(run.epoch) and told[8] == run.id and told[12] == row[3]
+-- What a call that broke has copied of these events already: their places in the root's log.
+local LOOKED_BACK = 256
+local function copied_before(run, key)
+  local places = {}
+  if not run.again then return places end
+  for _, entry in ipairs(redis.call('XREVRANGE', key, '+', '-', 'COUNT', LOOKED_BACK)) do
+    local told = entry[2]
+    if told[8] == run.id and told[6] == int(run.epoch) then
+      places[told[2] .. '|' .. told[12]] = number(string.match(entry[1], '^%d+'))
+    end
+  end
+  return places
 end
 
 -- Copies what a child has said into its root's log, under the root's own numbers.
 local function raise(run)
   local root = load_run(run.root)
   if not root or TERMINAL[root.status] then return end
-  local key, rows = KEY.events(root.id), {}
+  local key, rows, before = KEY.events(root.id), {}, root.seq
+  local places = copied_before(run, key)
   for i, row in ipairs(run.up) do
-    root.seq = root.seq + 1
+    local place = places[row[1] .. '|' .. row[3]]
+    root.seq = place and math.max(place, root.seq) or root.seq + 1
     local entry = { 'type', row[1], 'time', int(now), 'epoch', int(run.epoch), 'run_id', run.id,
       'agent', row[2], 'step', row[3], 'data', row[4] }
-    local there = redis.pcall('XADD', key, int(root.seq) .. '-0', unpack(entry)).err
-    if there and not is_copy(key, root.seq, run, row) then
+    if not place and redis.pcall('XADD', key, int(root.seq) .. '-0', unpack(entry)).err then
       local last = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
       root.seq = number(string.match(last and last[1] or '0-0', '^%d+')) + 1
       redis.call('XADD', key, int(root.seq) .. '-0', unpack(entry))
@@ -155,7 +164,7 @@ local function raise(run)
     rows[i] = envelope(root, run, row[1], row[2], row[3], row[4])
   end
   redis.call('HSET', KEY.run(root.id), 'seq', int(root.seq))
-  redis.call('HINCRBY', KEY.run(root.id), 'copied', #rows)
+  redis.call('HINCRBY', KEY.run(root.id), 'copied', int(root.seq - before))
   redis.call('PUBLISH', key, table.concat(rows, '\n'))
 end
 

@@ -39,8 +39,9 @@ local function ring(run)
         -- A call that broke may have said so already.
         if string.sub(redis.call('HGET', KEY.inputs(run.id), part) or '', 1, 5) == 'open|' then
           emit(run, 'input.expired', '', waits[i], '{"input_id":"' .. run.id .. '-' .. part .. '"}')
-          redis.call('HSET', KEY.run(run.id), 'seq', int(run.seq))
+          publish(run)
           close_input(run, waits[i], 'expired')
+          redis.call('HSET', KEY.run(run.id), 'seq', int(run.seq))
         end
         reason = 'input'
       end
@@ -48,7 +49,6 @@ local function ring(run)
       earliest = till
     end
   end
-  publish(run)
   return rang, earliest, reason
 end
 
@@ -100,9 +100,13 @@ end
 local function look_at_ended(run)
   local over = number(redis.call('HGET', KEY.run(run.id), 'ended_at')) + run.ttl
   if run.root ~= run.id then
+    tidy(run)
     settle(run)
     redis.call('ZREM', KEY.due, run.id)
   elseif over > now then
+    -- Looked at before its time, the call that ended it broke.
+    tidy(run)
+    expire_tree(run)
     redis.call('ZADD', KEY.due, int(over), run.id)
   else
     purge(run)
