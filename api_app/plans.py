@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from api_app.schemas import error_view
-from posthouse.clock import iso
+from api_app.money import usage_view
+from api_app.schemas import error_view, time_view
 from posthouse.control.plan import Node, Progress
 from posthouse.events.types import head
 from posthouse.runs.model import UsageTotals
@@ -34,11 +34,7 @@ def _node_view(node: Node) -> dict[str, Any]:
         "status": run.status if run else None,
         "wait_reason": run.wait_reason if run else None,
         "error": error_view(run) if run else None,
-        "started_at": _moment(run.started_at if run else None),
-        "ended_at": _moment(run.ended_at if run else None),
-        "usage": (run.usage if run else UsageTotals()).model_dump(),
+        "started_at": time_view(run.started_at if run else None),
+        "ended_at": time_view(run.ended_at if run else None),
+        "usage": usage_view(run.usage if run else UsageTotals()),
     }
-
-
-def _moment(milliseconds: int | None) -> str | None:
-    return None if milliseconds is None else iso(milliseconds)

@@ -91,12 +91,11 @@ def problem(
     """
     if len(errors) > MOST_ERRORS:
         detail += f" (the first {MOST_ERRORS} of {len(errors)} errors are listed)"
-    usual = STATUS[code]
-    status = status or usual
+    status = status or STATUS[code]
     retryable = code in (RequestCode.UNAVAILABLE, RequestCode.QUEUE_FULL)
     body: dict[str, Any] = {
         "type": f"urn:posthouse:problem:{code}",
-        "title": TITLES[code] if status == usual else HTTPStatus(status).phrase,
+        "title": TITLES[code],
         "status": status,
         "detail": detail,
         "instance": _shown(scope["path"]),

@@ -5,7 +5,8 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from api_app.schemas import MetadataKey, MetadataValue
+from api_app.schemas import MetadataKey, MetadataValue, time_view
+from posthouse.budget.model import Budget
 from posthouse.clock import iso
 from posthouse.schedules.model import CatchUp, Overlap, Schedule
 
@@ -46,6 +47,14 @@ class ScheduleRequest(BaseModel):
         strict=True,
         description="From the start of a run; then it fails with `timeout`.",
     )
+    budget: Budget | None = Field(
+        None, description="The most that each run and all below it may spend; USD, seconds."
+    )
+    models: dict[str, list[str]] = Field(
+        default_factory=dict,
+        max_length=2,
+        description="Models by tier (`fast`, `smart`) in place of the fleet's, as `provider:model`.",
+    )
     overlap: Overlap = Field(
         Overlap.SKIP, description="What becomes of a slot while the last run still lives."
     )
@@ -69,10 +78,12 @@ def schedule_summary(schedule: Schedule) -> dict[str, Any]:
         "metadata": schedule.metadata,
         "priority": schedule.priority,
         "timeout_seconds": schedule.timeout_ms / 1000 if schedule.timeout_ms else None,
+        "budget": _limits(schedule.budget),
+        "models": schedule.models,
         "overlap": schedule.overlap,
         "catch_up": schedule.catch_up,
-        "next_at": _moment(schedule.next_slot),
-        "last_at": _moment(schedule.last_slot),
+        "next_at": time_view(schedule.next_slot),
+        "last_at": time_view(schedule.last_slot),
         "last_run_id": schedule.last_run,
         "fired": schedule.fired,
         "skipped": schedule.skipped,
@@ -80,5 +91,6 @@ def schedule_summary(schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def _moment(milliseconds: int | None) -> str | None:
-    return None if milliseconds is None else iso(milliseconds)
+def _limits(budget: Budget | None) -> dict[str, Any] | None:
+    """Those that were given."""
+    return None if budget is None else budget.model_dump(mode="json", exclude_none=True)

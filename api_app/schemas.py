@@ -98,6 +98,9 @@ class RetryRequest(BaseModel):
     from_step: str | None = Field(
         None, max_length=256, description="This step and all committed since are done again."
     )
+    budget: Budget | None = Field(
+        None, description="Limits from now on, of what was spent before too; the others stay."
+    )
 
 
 class ResearchRequest(BaseModel):
@@ -142,13 +145,13 @@ def summary_view(record: RunRecord) -> dict[str, Any]:
         "epoch": record.epoch,
         "retries": record.retries,
         "priority": record.priority,
-        "not_before": _moment(record.not_before or None),
+        "not_before": time_view(record.not_before or None),
         "timeout_seconds": record.timeout / 1000 if record.timeout else None,
         "parent": record.parent,
         "created_at": iso(record.created_at),
         "updated_at": iso(record.updated_at),
-        "started_at": _moment(record.started_at),
-        "ended_at": _moment(record.ended_at),
+        "started_at": time_view(record.started_at),
+        "ended_at": time_view(record.ended_at),
     }
 
 
@@ -192,7 +195,7 @@ def step_view(step: StepDone) -> dict[str, Any]:
 
 def worker_view(worker: WorkerState) -> dict[str, Any]:
     """A worker as the list of the fleet shows it."""
-    times = {"seen_at": iso(worker.seen_at), "started_at": _moment(worker.started_at)}
+    times = {"seen_at": iso(worker.seen_at), "started_at": time_view(worker.started_at)}
     return vars(worker) | times
 
 
@@ -244,5 +247,6 @@ def tutorial_error(record: RunRecord) -> dict[str, Any] | None:
     return None if error is None else {"error": error.code, **error.model_dump()}
 
 
-def _moment(milliseconds: int | None) -> str | None:
+def time_view(milliseconds: int | None) -> str | None:
+    """A time as it is shown; None when there is none."""
     return None if milliseconds is None else iso(milliseconds)

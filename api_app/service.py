@@ -1,7 +1,6 @@
 """What the routes work with, and how they get at it."""
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from posthouse.control.journal import Journal
 from posthouse.control.plan import Plans
 from posthouse.control.retrying import Retries
 from posthouse.control.schedules import Timetable
-from posthouse.control.submission import LONGEST_LOCATION, Submissions
+from posthouse.control.submission import Submissions
 from posthouse.control.usage import Accounts
 from posthouse.errors import InvalidRequest, StorageUnavailable
 from posthouse.events.hub import Hub
@@ -32,7 +31,6 @@ from posthouse.workflows.definition import Workflow
 
 TENANT = "default"
 ANSWER_SECONDS = 0.85
-SINGLE_HEADERS = ("Idempotency-Key", "Last-Event-ID")
 
 
 @dataclass(frozen=True)
@@ -68,16 +66,6 @@ async def _service(request: Request) -> Service:
 
 
 Serving = Annotated[Service, Depends(_service)]
-
-
-async def said_once(request: Request) -> None:
-    """Raises InvalidRequest when a query parameter or a header of ours is there twice."""
-    places = [f"query.{name}" for name, _ in request.query_params.multi_items()]
-    for name in SINGLE_HEADERS:
-        places += [f"header.{name}"] * len(request.headers.getlist(name))
-    for place, count in Counter(places).items():
-        if count > 1:
-            raise invalid(place[:LONGEST_LOCATION], "is there more than once")
 
 
 def invalid(location: str, message: str) -> InvalidRequest:

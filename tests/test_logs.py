@@ -121,6 +121,7 @@ def test_fields_that_are_not(key: str) -> None:
         (f"key {SECRET}.", "key sk-***."),
         ("rediss://user:p@ss@host:6379/0 down", "rediss://***@host:6379/0 down"),
         ("redis://:word@host", "redis://***@host"),
+        ("redis://h/c?db=1&sentinel_password=w&a=b", "redis://h/c?db=1&sentinel_password=***&a=b"),
         ("Authorization: Bearer abcdefgh12345", "Authorization: Bearer ***"),
         ("https://example.org/@user risk-averse", "https://example.org/@user risk-averse"),
         ("a basic understanding", "a basic understanding"),

@@ -17,6 +17,7 @@ def test_the_names_that_dashboards_know(metrics: Metrics) -> None:
     metrics.agent_ended(4)
     metrics.tokens_used("gpt-4o", 30)
     metrics.tool_failed(UNKNOWN_TOOL, "unknown_tool")
+    metrics.runs_ended_by_scripts(failed=2, cancelled=0)
     metrics.run_recovered()
     metrics.run_waited(0.002)
     metrics.stream_opened()
@@ -29,6 +30,7 @@ def test_the_names_that_dashboards_know(metrics: Metrics) -> None:
         'llm_tokens_total{model="gpt-4o"} 30.0',
         'tool_call_errors_total{error_type="unknown_tool",tool="unknown"} 1.0',
         'workflow_status_total{status="completed"} 1.0',
+        'workflow_status_total{status="failed"} 2.0',
         "runs_recovered_total 1.0",
         'queue_wait_seconds_bucket{le="0.005"} 1.0',
         "sse_clients 1.0",

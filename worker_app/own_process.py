@@ -49,7 +49,7 @@ class OwnProcess:
             finally:
                 self._carrying.discard(process)
                 _end_group(process.pid)
-                await process.wait()
+                await _gone(process)
 
     async def _first(self, signs: asyncio.StreamReader) -> None:
         try:
@@ -112,6 +112,18 @@ def _tell(process: asyncio.subprocess.Process, words: bytes) -> None:
     assert process.stdin is not None
     with contextlib.suppress(ConnectionError, RuntimeError):
         process.stdin.write(words)
+
+
+async def _gone(process: asyncio.subprocess.Process) -> None:
+    """Returns when the killed process is gone, however often this is cancelled: until then its pipes are open."""
+    waiting, cancelled = asyncio.ensure_future(process.wait()), False
+    while not waiting.done():
+        try:
+            await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
 
 
 def _end_group(group: int) -> None:

@@ -28,6 +28,8 @@ async def post_schedule(
         location=("input",),
         priority=wanted.priority,
         timeout_ms=round((wanted.timeout_seconds or 0) * 1000),
+        budget=wanted.budget,
+        models=wanted.models,
     )
     wish = Wish(submission, wanted.cron, wanted.time_zone, wanted.overlap, wanted.catch_up)
     async with promptly():

@@ -4,7 +4,7 @@ import re
 from enum import StrEnum
 from typing import Annotated, get_args
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
 
 from api_app.names import RunId
 from api_app.progress import ProgressFrames
@@ -35,7 +35,33 @@ EVENT_TYPES = _event_types()
 LastEventId = Annotated[
     str | None, Header(description="The id of the last message received; goes before `after`.")
 ]
+LastEventIdInQuery = Annotated[
+    str | None,
+    Query(alias="lastEventId", description="The same, of a client that cannot set the header."),
+]
 After = Annotated[str | None, Query(description="A seq; only what follows it is sent.")]
+
+
+async def starting_point(
+    after: After = None,
+    last_event_id_in_query: LastEventIdInQuery = None,
+    last_event_id: LastEventId = None,
+) -> int:
+    """The seq that the reader has. Raises InvalidRequest."""
+    said = {
+        "header.Last-Event-ID": last_event_id,
+        "query.lastEventId": last_event_id_in_query,
+        "query.after": after,
+    }
+    for place, text in said.items():
+        if text is not None:
+            if _SEQ.fullmatch(text) is None:
+                raise invalid(place, "must be the id of an event: a whole number from 0 on")
+            return int(text)
+    return 0
+
+
+Start = Annotated[int, Depends(starting_point)]
 
 
 @router.get(
@@ -49,14 +75,12 @@ After = Annotated[str | None, Query(description="A seq; only what follows it is 
 async def stream_run(
     service: Serving,
     run_id: RunId,
-    after: After = None,
+    start: Start,
     types: Annotated[str | None, Query(description="Event types, with commas.")] = None,
     form: Annotated[Format, Query(alias="format")] = Format.NATIVE,
-    last_event_id: LastEventId = None,
 ) -> Response:
     """What is in the log, then what happens; a browser's EventSource resumes by itself."""
     wanted = _wanted_types(types)
-    start = starting_point(last_event_id, after)
     if form is Format.PROGRESS:
         return await progress_stream(service, run_id, start)
     record = await _record(service, run_id)
@@ -75,16 +99,6 @@ async def progress_stream(service: Service, run_id: str, start: int) -> Response
         return await _record(service, run_id)
 
     return EventStream(service, run_id, 0, ProgressFrames(run_id, min(start, record.seq), now))
-
-
-def starting_point(last_event_id: str | None, after: str | None) -> int:
-    """The seq that the reader has. Raises InvalidRequest."""
-    for place, text in (("header.Last-Event-ID", last_event_id), ("query.after", after)):
-        if text is not None:
-            if _SEQ.fullmatch(text) is None:
-                raise invalid(place, "must be the id of an event: a whole number from 0 on")
-            return int(text)
-    return 0
 
 
 def _wanted_types(text: str | None) -> frozenset[str] | None:

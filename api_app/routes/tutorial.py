@@ -1,16 +1,16 @@
 """The tutorial's routes, with its field names; everything behind them is the same as for /runs."""
 
 from fastapi import APIRouter, Response
+from pydantic import BaseModel
 
 from api_app.inputs import InputAnswer
 from api_app.names import RunId
 from api_app.routes.inputs import answered
 from api_app.routes.runs import IdempotencyKey, accepted_response, checked_key, submit
-from api_app.routes.streams import After, LastEventId, progress_stream, starting_point
+from api_app.routes.streams import Start, progress_stream
 from api_app.schemas import OrchestrateRequest, ResearchRequest, tutorial_view
 from api_app.service import TENANT, Service, Serving, json_response, promptly
 from posthouse.control.submission import Submission
-from posthouse.runs.transitions import Accepted
 
 router = APIRouter(prefix="/workflows", tags=["tutorial"])
 
@@ -20,17 +20,7 @@ async def post_research(
     service: Serving, wanted: ResearchRequest, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Answers 202 when the run is in Redis."""
-    accepted = await submit(
-        service,
-        Submission(
-            route="POST /api/v1/workflows/research",
-            tenant=TENANT,
-            workflow="research",
-            input=wanted.model_dump(),
-            key=checked_key(idempotency_key),
-        ),
-    )
-    return _accepted(accepted)
+    return await _started(service, "research", "research", wanted, idempotency_key)
 
 
 @router.post("/orchestrate", status_code=202, summary="Start an orchestrator")
@@ -38,17 +28,7 @@ async def post_orchestrate(
     service: Serving, wanted: OrchestrateRequest, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Answers 202 when the run is in Redis."""
-    accepted = await submit(
-        service,
-        Submission(
-            route="POST /api/v1/workflows/orchestrate",
-            tenant=TENANT,
-            workflow="orchestrator",
-            input=wanted.model_dump(),
-            key=checked_key(idempotency_key),
-        ),
-    )
-    return _accepted(accepted)
+    return await _started(service, "orchestrate", "orchestrator", wanted, idempotency_key)
 
 
 @router.get(
@@ -59,17 +39,24 @@ async def post_orchestrate(
         204: {"description": "The run has ended and everything was received."},
     },
 )
-async def stream_progress(
-    service: Serving,
-    workflow_id: RunId,
-    after: After = None,
-    last_event_id: LastEventId = None,
-) -> Response:
+async def stream_progress(service: Serving, workflow_id: RunId, start: Start) -> Response:
     """A message whenever the progress changes; the last one has the output or the error."""
-    return await progress_stream(service, workflow_id, starting_point(last_event_id, after))
+    return await progress_stream(service, workflow_id, start)
 
 
-def _accepted(accepted: Accepted) -> Response:
+async def _started(
+    service: Service, path: str, workflow: str, wanted: BaseModel, key: str | None
+) -> Response:
+    accepted = await submit(
+        service,
+        Submission(
+            route=f"POST /api/v1/workflows/{path}",
+            tenant=TENANT,
+            workflow=workflow,
+            input=wanted.model_dump(),
+            key=checked_key(key),
+        ),
+    )
     body = {"workflow_id": accepted.run_id, "status": "pending"}
     return accepted_response(accepted, f"/api/v1/workflows/{accepted.run_id}", body)
 

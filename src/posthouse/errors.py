@@ -65,6 +65,7 @@ class RunCode(StrEnum):
     INVALID_PLAN = "invalid_plan"
     BUDGET_EXCEEDED = "budget_exceeded"
     INPUT_EXPIRED = "input_expired"
+    LOST = "lost"
     FATAL = "fatal"
 
 
@@ -97,6 +98,7 @@ FAULTS: Mapping[RunCode, Fault] = {
     RunCode.BUDGET_EXCEEDED: _STAYS,
     RunCode.INPUT_EXPIRED: _STAYS,
     RunCode.POISONED: _STAYS,
+    RunCode.LOST: _STAYS,
     RunCode.FATAL: _STAYS,
 }
 

@@ -20,7 +20,7 @@ _SECRET_KEY = re.compile(
 _SECRET_TEXT = (
     (re.compile(r"sk-(?<!\wsk-)[A-Za-z0-9_*-]{8,}"), f"sk-{HIDDEN}"),
     (re.compile(r"://(?:[^\s/@]*+@)++"), f"://{HIDDEN}@"),
-    (re.compile(r"([?&](?:password|username)=)[^\s&#]++"), rf"\1{HIDDEN}"),
+    (re.compile(r"([?&](?:sentinel_)?+(?:password|username)=)[^\s&#]++"), rf"\1{HIDDEN}"),
     (
         re.compile(r"([Bb](?<!\w[Bb])(?i:earer|asic))\s++(?=[^\s\d]*+\d)[A-Za-z0-9._~+/=-]{8,}"),
         rf"\1 {HIDDEN}",

@@ -64,7 +64,7 @@ class Metrics:
         )
         self._statuses = Counter(
             "workflow_status_total",
-            "Runs that came to a status, counted by the process that brought them to it.",
+            "Runs that came to a status, counted by the process that brought them to it or learnt of it.",
             ["status"],
             registry=registry,
         )
@@ -96,6 +96,12 @@ class Metrics:
     def run_cancelled(self) -> None:
         """Counts a run that a caller ended."""
         self._statuses.labels("cancelled").inc()
+
+    def runs_ended_by_scripts(self, *, failed: int, cancelled: int) -> None:
+        """Counts runs that no process ended, by what a sweep tells of them."""
+        for status, count in (("failed", failed), ("cancelled", cancelled)):
+            if count:
+                self._statuses.labels(status).inc(count)
 
     def agent_ended(self, turns: int) -> None:
         """An agent came to its end after so many turns."""

@@ -1,5 +1,6 @@
 """What requests cost and wasted, whatever became of them, and what an agent does when it may spend no more."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
 import pytest
@@ -19,6 +20,7 @@ from posthouse.errors import (
 from posthouse.journal.model import AgentAnswer, Parked, Prompt, Usage
 from posthouse.llm.messages import Completion, ModelRequest
 from posthouse.llm.prices import prices_of
+from posthouse.llm.provider import Listener
 from posthouse.llm.retry import RetryingProvider
 from posthouse.llm.routed import Routed
 from posthouse.llm.router import Reference, Routes
@@ -56,7 +58,11 @@ class Bench:
         self.metrics = Metrics(self.registry)
 
     async def run(
-        self, *lines: Line, models: Sequence[str] = ("m",), fast: Sequence[str] = ("m",)
+        self,
+        *lines: Line,
+        models: Sequence[str] = ("m",),
+        fast: Sequence[str] = ("m",),
+        timeout_seconds: float = 120.0,
     ) -> AgentAnswer:
         self.provider = ScriptedProvider(lines)
 
@@ -73,6 +79,7 @@ class Bench:
             Resources(search=Nothing(), pages=Nothing()),
             self.metrics,
             prices=PRICES,
+            timeout_seconds=timeout_seconds,
         )
         scout = Agent(AgentSpec("scout", "Looks.", "scout.v1"), Prompt("scout", 1, "You look."))
         return await loop.run(self.steps, scout, key="scout", task=TASK)
@@ -132,6 +139,48 @@ async def test_a_try_that_had_begun_to_answer_is_wasted_and_one_that_had_not_is_
 ) -> None:
     await bench.run(breaks_off(DOWN), DOWN, say("The answer."))
     assert bench.usage == ANSWERED + Usage(**wasted())
+
+
+def calls_and_breaks_off(
+    text: str = "",
+) -> Callable[[ModelRequest, Callable[[str], None]], Completion]:
+    """After the name and arguments of a call, as long as SAID, and the text."""
+
+    def line(request: ModelRequest, on_text: Callable[[str], None]) -> Completion:
+        assert isinstance(on_text, Listener)
+        for piece in (SAID[:7], SAID[7:]):
+            on_text.hear(len(piece))
+        if text:
+            on_text(text)
+        raise DOWN
+
+    return line
+
+
+async def test_a_try_that_was_cut_in_its_calls_is_wasted_too(bench: Bench) -> None:
+    await bench.run(calls_and_breaks_off(), DOWN, say("The answer."))
+    assert bench.usage == ANSWERED + Usage(**wasted())
+
+
+async def test_calls_and_text_of_a_cut_try_are_counted_together_and_each_try_by_itself(
+    bench: Bench,
+) -> None:
+    lines = (calls_and_breaks_off(SAID), breaks_off(DOWN), calls_and_breaks_off())
+    await bench.run(*lines, say("The answer."), models=("m", "n"))
+    expected = Usage(**wasted(text=2 * WRITTEN)) + Usage(**wasted(2))
+    answered = Usage(model_calls=1, input_tokens=10, output_tokens=5, nano_usd=200_000)
+    assert bench.usage == answered + expected
+
+
+async def test_calls_that_an_agents_time_was_not_enough_for_are_counted(bench: Bench) -> None:
+    async def hang(request: ModelRequest, on_text: Callable[[str], None]) -> Completion:
+        assert isinstance(on_text, Listener)
+        on_text.hear(len(SAID))
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    await bench.run(hang, timeout_seconds=0.05)
+    assert (bench.usage.input_tokens, bench.usage.output_tokens) == (READ, WRITTEN)
 
 
 async def test_what_another_model_wasted_is_counted_at_its_own_price(bench: Bench) -> None:

@@ -114,6 +114,11 @@ async def test_a_full_queue_is_a_429_that_says_when_to_come_again(settings, redi
         await accepted(api)
         assert (await api.client.post(RUNS, json=WANTED)).status_code == 429
 
+        retry = await api.client.post(f"{RUNS}/{other}/retry")
+        assert (retry.status_code, retry.json()["code"]) == (429, "queue_full")
+        assert 1 <= int(retry.headers["retry-after"]) <= 300
+        assert (await api.client.get(f"{RUNS}/{other}")).json()["status"] == "cancelled"
+
 
 async def test_the_priority_decides_who_begins_first(api, fleet, errand):
     plain = [await accepted(api) for _ in range(2)]

@@ -8,13 +8,13 @@ import pytest
 from pydantic import BaseModel
 
 from api_app.main import build_app
-from posthouse.errors import StepFailed
+from posthouse.errors import RunCode, StepFailed
 from posthouse.events.types import SourceFound
 from posthouse.ids import new_run_id
 from posthouse.settings import Settings
 from posthouse.testing.fleet import LocalFleet
 from posthouse.workflows.context import RunContext
-from posthouse.workflows.definition import Workflow
+from posthouse.workflows.definition import Incomplete, Workflow
 
 RUNS = "/api/v1/runs"
 WANTED = {"workflow": "errand", "input": {}}
@@ -30,22 +30,28 @@ class Got(BaseModel):
 
 
 class Errand:
-    """Three steps; the last one fails while `broken`, or waits for `gate`. `done` is what was really done."""
+    """Steps; the last one fails while `broken`, or waits for `gate`. `done` is what was really done."""
 
     def __init__(self) -> None:
         self.done: list[str] = []
-        self.broken = False
+        self.broken = self.spent = False
         self.gate = asyncio.Event()
         self.gate.set()
         self.reached = asyncio.Event()
         self.dropped = asyncio.Event()
         self.workflow = Workflow("errand", 1, "", Given, Got, self.body)
 
-    async def body(self, ctx: RunContext, given: Given) -> Got:
+    async def body(self, ctx: RunContext, given: Given) -> Got | Incomplete[Got]:
         one = await ctx.step("one", self.note, "one")
         await ctx.emit("between", SourceFound(address="somewhere", title=one))
         two = await ctx.step("two", self.note, "two")
+        if (await ctx.step("scout/turn:1", self.turn))["finish_reason"] != "stop":
+            return Incomplete(Got(done=[one, two]), RunCode.BUDGET_EXCEEDED, "It is spent.")
         return Got(done=[one, two, await ctx.step("three", self.last)])
+
+    async def turn(self) -> dict[str, str]:
+        """As an agent's, that the budget stops while `spent`."""
+        return {"finish_reason": "budget_exceeded" if self.spent else "stop"}
 
     async def note(self, name: str) -> str:
         self.done.append(name)
@@ -177,6 +183,39 @@ async def test_retry_from_a_step_does_it_and_all_after_it_again(api, fleet, erra
     assert errand.done == ["one", "two", "two", "three"]
 
 
+@pytest.mark.parametrize("more", [{}, {"budget": {"tokens": 9000, "seconds": 60}}])
+async def test_a_retry_goes_on_where_the_budget_stopped_the_run(api, fleet, errand, more):
+    errand.spent = True
+    fleet.worker()
+    budget = {"tokens": 100, "tool_calls": 5, "on_exceeded": "fail"}
+    run_id = (await api.client.post(RUNS, json=WANTED | {"budget": budget})).json()["run_id"]
+    record = await ended(api, run_id)
+    assert (record["status"], record["error"]["code"]) == ("incomplete", "budget_exceeded")
+    errand.spent = False
+    response = await api.client.post(f"{RUNS}/{run_id}/retry", json=more)
+    assert response.status_code == 202
+    limits = (
+        {"tokens": 9000, "tool_calls": 5, "seconds": 60.0}
+        if more
+        else {"tokens": 100, "tool_calls": 5}
+    )
+    shown = response.json()["budget"]
+    assert (shown["limits"], shown["on_exceeded"]) == (limits, "fail")
+    record = await ended(api, run_id)
+    assert (record["status"], errand.done) == ("completed", ["one", "two", "three"])
+
+
+async def test_a_retry_gives_a_budget_to_no_run_that_had_none(api, fleet, errand):
+    errand.broken = True
+    fleet.worker()
+    run_id = await submitted(api)
+    await ended(api, run_id)
+    response = await api.client.post(f"{RUNS}/{run_id}/retry", json={"budget": {"tokens": 9}})
+    assert "no budget" in refused(response, 409, "conflict")
+    shown = (await api.client.get(f"{RUNS}/{run_id}")).json()
+    assert (shown["status"], shown["budget"], shown["retries"]) == ("failed", None, 0)
+
+
 @pytest.mark.parametrize("body", [b"", b"{}", b'{"from_step":null}'])
 async def test_the_body_of_a_retry_may_be_left_out(api, body):
     run_id = await submitted(api)
@@ -199,6 +238,7 @@ async def test_what_is_wrong_with_a_retry_is_said(api, fleet, errand):
         ({"from_step": "x" * 90_000}, "from_step"),
         ({"from_step": 1}, "from_step"),
         ({"step": "two"}, "step"),
+        ({"budget": {"usd": -1}}, "budget.usd"),
         ([], "body"),
         ("two", "body"),
     ):

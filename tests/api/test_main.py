@@ -4,13 +4,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from redis.asyncio import Redis
+
+from api_app.main import create_default_app
+from posthouse.errors import ConfigurationError
+from posthouse.storage.fitness import require_fit
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,7 +39,13 @@ def test_importing_the_api_loads_no_agent_and_no_sdk():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"POSTHOUSE_PORT": "many"}, {"REDIS_URL": "http://x"}, {"POSTHOUSE_LOG_LEVEL": "x"}]
+    "wrong",
+    [
+        {"POSTHOUSE_PORT": "many"},
+        {"REDIS_URL": "http://x"},
+        {"POSTHOUSE_LOG_LEVEL": "x"},
+        {"POSTHOUSE_ENDPOINTS": "x"},
+    ],
 )
 def test_wrong_settings_are_one_line_and_code_2(starter, tmp_path, wrong):
     done = starter.run("api_app", env=environment(**wrong), cwd=tmp_path)
@@ -42,6 +53,42 @@ def test_wrong_settings_are_one_line_and_code_2(starter, tmp_path, wrong):
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert next(iter(wrong)) in done.stderr
+
+
+@pytest.fixture
+def by_factory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., AbstractAsyncContextManager[Any]]:
+    """The start of the application that uvicorn makes by its factory, with these settings."""
+
+    def starting(**settings: str) -> AbstractAsyncContextManager[Any]:
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(tmp_path)
+        app = create_default_app()
+        return app.router.lifespan_context(app)
+
+    return starting
+
+
+async def test_the_factory_refuses_an_unfit_redis_in_the_same_words(valkey, by_factory):
+    async with Redis.from_url(valkey.url) as redis:
+        await redis.config_set("maxmemory-policy", "allkeys-lru")
+    with pytest.raises(ConfigurationError) as expected:
+        await require_fit(valkey.url, unsafe=False)
+    with pytest.raises(ConfigurationError) as refused:
+        async with by_factory(REDIS_URL=valkey.url):
+            pass
+    assert str(refused.value) == str(expected.value)
+    async with by_factory(REDIS_URL=valkey.url, POSTHOUSE_UNSAFE_REDIS="1"):
+        pass
+
+
+async def test_the_factory_starts_without_a_redis_and_waits_for_it(free_tcp_port, by_factory):
+    begun = False
+    async with by_factory(REDIS_URL=f"redis://127.0.0.1:{free_tcp_port}"):
+        begun = True
+    assert begun
 
 
 @asynccontextmanager

@@ -142,6 +142,7 @@ async def test_a_plan_is_shown_while_it_is_worked_on(api, fleet, stage):
     assert {"from": "a", "to": "c"} in plan["edges"]
     assert len(plan["edges"]) == 4
     assert plan["levels"] == [["a", "b"], ["c", "d"], ["e"]]
+    assert a["usage"] == (await api.client.get(f"{RUNS}/{a['run_id']}")).json()["usage"]
     child = (await api.client.get(f"{RUNS}/{b['run_id']}")).json()
     assert (child["workflow"], child["parent"]) == ("agent", run_id)
     stage.gate.set()

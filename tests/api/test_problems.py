@@ -8,6 +8,7 @@ from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from api_app.main import build_app
+from api_app.problems import TITLES
 from posthouse.settings import Settings
 from posthouse.workflows.context import RunContext
 from posthouse.workflows.definition import workflow
@@ -30,7 +31,7 @@ async def test_every_error_has_the_same_shape(client):
         assert response.status_code == status == body["status"]
         assert response.headers["content-type"] == "application/problem+json"
         assert body["type"] == f"urn:posthouse:problem:{body['code']}"
-        assert body["title"]
+        assert body["title"] == TITLES[body["code"]]
         assert body["detail"]
         assert body["retryable"] is False
         assert body["instance"] == response.request.url.path

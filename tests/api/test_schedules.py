@@ -22,6 +22,7 @@ WANTED = {
 async def test_a_schedule_is_kept_shown_listed_and_deleted(client, redis):
     wanted = WANTED | {
         "metadata": {"who": "me"}, "priority": 7, "timeout_seconds": 1.5, "overlap": "cancel_other", "catch_up": "all",
+        "budget": {"usd": 0.5, "tokens": 1000, "on_exceeded": "ask"}, "models": {"fast": ["at:m", "at:n:8b"]},
     }  # fmt: skip
     response = await client.post(SCHEDULES, json=wanted)
     body = response.json()
@@ -54,15 +55,40 @@ async def test_what_is_not_said_has_a_default(client):
     body = (await client.post(SCHEDULES, json=wanted)).json()
     said = (body["cron"], body["time_zone"], body["overlap"], body["catch_up"], body["priority"])
     assert said == ("* * * * *", "UTC", "skip", "last", 5)
+    assert (body["budget"], body["models"]) == (None, {})
+    unlimited = (
+        await client.post(SCHEDULES, json=wanted | {"budget": {"on_exceeded": "fail"}})
+    ).json()
+    assert unlimited["budget"] is None
+
+
+async def test_its_runs_have_its_budget_and_its_models(client, redis):
+    chosen = {"budget": {"tokens": 1000, "seconds": 1.5}, "models": {"smart": ["at:m"]}}
+    for wanted in (WANTED | chosen, WANTED):
+        schedule = (await client.post(SCHEDULES, json=wanted)).json()
+        await _make_due(redis, schedule["schedule_id"])
+        await Clockwork(Schedules(redis), Transitions(redis), {}).look()
+        shown = (await client.get(f"{SCHEDULES}/{schedule['schedule_id']}")).json()
+        run = (await client.get(f"/api/v1/runs/{shown['last_run_id']}")).json()
+        posted = {key: value for key, value in wanted.items() if key not in ("cron", "time_zone")}
+        asked = (await client.post("/api/v1/runs", json=posted)).json()
+        other = (await client.get(f"/api/v1/runs/{asked['run_id']}")).json()
+        assert (run["budget"], run["models"]) == (other["budget"], other["models"])
+        assert (run["budget"] is None) == (wanted is WANTED)
+
+
+async def _make_due(redis, schedule_id):
+    now = await Schedules(redis).now()
+    slot = Rule(WANTED["cron"], WANTED["time_zone"]).next_after(now - 8 * 86_400_000)
+    await redis.hset(keys.schedule(schedule_id), "next", slot)
+    await redis.zadd(keys.SCHEDULES, {schedule_id: slot})
+    return now
 
 
 async def test_what_a_slot_did_is_shown_and_its_run_says_where_it_comes_from(client, redis):
     location = (await client.post(SCHEDULES, json=WANTED)).headers["location"]
     schedule_id = location.rpartition("/")[2]
-    now = await Schedules(redis).now()
-    slot = Rule(WANTED["cron"], WANTED["time_zone"]).next_after(now - 8 * 86_400_000)
-    await redis.hset(keys.schedule(schedule_id), "next", slot)
-    await redis.zadd(keys.SCHEDULES, {schedule_id: slot})
+    now = await _make_due(redis, schedule_id)
     await Clockwork(Schedules(redis), Transitions(redis), {}).look()
 
     shown = (await client.get(location)).json()
@@ -105,6 +131,10 @@ async def test_the_same_key_keeps_one_schedule(client, redis):
         ({"cron": "@daily"}, "cron"),
         ({"cron": 5}, "cron"),
         ({"time_zone": "Berlin"}, "time_zone"),
+        ({"time_zone": "right/Europe/Berlin"}, "time_zone"),
+        ({"budget": {"usd": 0}}, "budget.usd"),
+        ({"budget": {"hours": 1}}, "budget.hours"),
+        ({"models": {"fast": "at:m"}}, "models.fast"),
         ({"workflow": "nothing"}, "workflow"),
         ({"input": {"text": ""}}, "input.text"),
         ({"overlap": "sometimes"}, "overlap"),
@@ -120,6 +150,20 @@ async def test_what_is_wrong_is_named(client, redis, wrong, location):
     body = response.json()
     assert (response.status_code, body["code"]) == (400, "invalid_request")
     assert [error["location"] for error in body["errors"]] == [location]
+    assert await redis.keys("*") == []
+
+
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [({"medium": ["at:m"]}, "medium"), ({"fast": ["no reference"]}, "no reference"), ({"fast": []}, "fast")],
+)  # fmt: skip
+async def test_models_are_checked_as_those_of_a_run(client, redis, models, said):
+    run = {key: WANTED[key] for key in ("workflow", "input")}
+    as_run = await client.post("/api/v1/runs", json=run | {"models": models})
+    response = await client.post(SCHEDULES, json=WANTED | {"models": models})
+    assert said in response.json()["detail"]
+    same = ("status", "code", "title", "detail", "errors")
+    assert [response.json().get(key) for key in same] == [as_run.json().get(key) for key in same]
     assert await redis.keys("*") == []
 
 

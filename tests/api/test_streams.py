@@ -65,6 +65,18 @@ async def test_the_header_goes_before_the_query(api, scribe):
         assert (await feed.messages(1))[0].id == 2
 
 
+async def test_the_id_of_a_polyfill_goes_before_the_address_that_it_began_with(api, scribe):
+    await scribe.end()
+    path = f"/{scribe.run_id}/stream?after=0&lastEventId=2"
+    async with api.stream(RUNS + path) as feed:
+        assert [message.id for message in await feed.messages()] == [3]
+    async with api.stream(RUNS + path, Last_Event_ID="1") as feed:
+        assert [message.id for message in await feed.messages()] == [2, 3]
+    assert (await api.client.get(f"/api/v1/workflows{path}4")).status_code == 204
+    wrong = (await api.client.get(f"{RUNS}{path}x")).json()
+    assert [error["location"] for error in wrong["errors"]] == ["query.lastEventId"]
+
+
 async def test_wrong_questions_are_refused(client, scribe):
     path = f"{RUNS}/{scribe.run_id}/stream"
     for query in (

@@ -1,12 +1,15 @@
 """Budgets and models of a run over HTTP, and what it took."""
 
 import json
+from collections.abc import Callable
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from redis.asyncio import Redis
 
 from posthouse.ids import new_run_id
+from posthouse.settings import Settings
 from posthouse.storage import keys
 
 RUNS = "/api/v1/runs"
@@ -56,9 +59,9 @@ async def test_without_a_limit_there_is_no_budget(
         ({"budget": {"euros": 1}}, "budget.euros"),
         ({"budget": 5}, "budget"),
         ({"models": {"fast": "at:m"}}, "models.fast"),
-        ({"models": {"medium": ["at:m"]}}, "medium"),
-        ({"models": {"fast": ["no reference"]}}, "no reference"),
-        ({"models": {"fast": []}}, "fast"),
+        ({"models": {"medium": ["at:m"]}}, "models.medium"),
+        ({"models": {"fast": ["at:m", "no reference"]}}, "models.fast.1"),
+        ({"models": {"fast": []}}, "models.fast"),
     ],
 )
 async def test_what_makes_no_sense_is_refused(
@@ -66,8 +69,30 @@ async def test_what_makes_no_sense_is_refused(
 ) -> None:
     response = await client.post(RUNS, json=WANTED | fields)
     assert response.status_code == 400
-    assert where in response.text
+    assert [error["location"] for error in response.json()["errors"]] == [where]
     assert await redis.keys("run:*") == []
+
+
+async def test_where_the_endpoints_are_known_a_wrong_one_is_refused_at_once(
+    valkey_url: str, redis: Redis, build: Callable[..., FastAPI]
+) -> None:
+    settings = Settings(
+        redis_url=valkey_url, openai_base_url="http://127.0.0.1:1/v1", endpoints='[{"name": "at"}]',
+        _env_file=None,
+    )  # fmt: skip
+    app = build(settings)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+    ):
+        await accepted(client, models={"fast": ["at:m", "openai:m"]})
+        schedule = {"cron": "0 9 * * *", "time_zone": "UTC"}
+        for path, further in ((RUNS, {}), ("/api/v1/schedules", schedule)):
+            models = {"smart": ["openai:m", "elsewhere:m"]}
+            response = await client.post(path, json=WANTED | further | {"models": models})
+            assert response.status_code == 400
+            message = "'elsewhere:m' is at no endpoint that there is; there is at, openai"
+            assert response.json()["errors"] == [{"location": "models.smart.1", "message": message}]
 
 
 async def test_models_of_its_own_go_with_the_run(client: httpx.AsyncClient, redis: Redis) -> None:

@@ -12,7 +12,7 @@ from tests.chaos.workload import Accepted
 
 TERMINAL = {"completed", "incomplete", "failed", "cancelled"}
 CLAIMS = ("run.started", "run.resumed")
-HIT = {"crash", "lost", "drain"}
+HIT = {"crash", "lost", "drain", "isolation"}
 # A frozen process may have been about to send: what arrives this soon after it woke was in flight at the fault.
 WOKEN_MS = 500.0
 ROUNDING_MS = 2.0
@@ -326,7 +326,7 @@ def _copied(evidence: Evidence, root: str, kept: RunKept) -> Iterator[str]:
 
 
 def budgets_add_up(evidence: Evidence) -> Iterator[str]:
-    """T2: nothing is reserved any more; spent is what was settled and what was lost with an owner."""
+    """T2: nothing is reserved any more; spent is what was settled and what was lost, and no call is left out."""
     of = {
         "tokens": ("input_tokens", "output_tokens", "wasted_tokens"),
         "model_calls": ("model_calls",),
@@ -335,13 +335,17 @@ def budgets_add_up(evidence: Evidence) -> Iterator[str]:
         if not kept.budget:
             continue
         tree = [one for other, one in evidence.runs.items() if root_of(evidence, other) == run]
+        left = [n for n, value in kept.budget.items() if n.startswith("reserved") and value != "0"]
+        if left:
+            yield f"{run}: still there: {left}"
+        asked = sum(root_of(evidence, call.run) == run for call in evidence.model_log)
+        if asked > int(kept.budget.get("spent_model_calls", 0)):
+            yield f"{run}: {asked} model calls were made, more than are spent"
         for what, fields in of.items():
-            stored = {
-                k: int(kept.budget.get(f"{k}_{what}", 0)) for k in ("reserved", "spent", "lost")
-            }
+            stored = {k: int(kept.budget.get(f"{k}_{what}", 0)) for k in ("spent", "lost")}
             usages = [step.usage for one in tree for step in one.journal.values()]
             settled = sum(usage.get(name, 0) for usage in usages for name in fields)
-            if stored["reserved"] or stored["spent"] - stored["lost"] != settled:
+            if stored["spent"] - stored["lost"] != settled:
                 yield f"{run}: {what} are {stored}, and {settled} were settled"
             if stored["spent"] > int(kept.budget[f"limit_{what}"]):
                 yield f"{run}: {what} are above their limit"

@@ -1,7 +1,8 @@
 """Trees of runs on a real Redis, one deed after another; for tests that say themselves what must follow."""
 
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 from redis.asyncio import Redis
 
@@ -20,6 +21,7 @@ from posthouse.runs.transitions import Acceptance, Ending, Transitions
 from posthouse.storage import keys
 from posthouse.storage.scripts import Script, Scripts, source
 
+Limits: TypeAlias = Sequence[tuple[str, str | int]]
 READABLE = [("echo", 1)]
 LEASE, TTL = 60_000, 60_000
 CREATED = Draft(event=RunCreated(workflow="echo", version=1))
@@ -130,10 +132,10 @@ class Grove:
     async def finish(self, run_id: str, ending: Ending = DONE) -> None:
         await self.transitions.finish(await self.claim(run_id), 0, ending)
 
-    async def retry(self, root: str, again: list[str], *children: str) -> None:
+    async def retry(self, root: str, again: list[str], *children: str, limits: Limits = ()) -> None:
         seen = int(await self.field(root, "seq"))
         rows = [(child, []) for child in children]
-        await self.transitions.retry(root, "default", seen, again, rows)
+        await self.transitions.retry(root, "default", seen, again, rows, limits)
 
     async def field(self, run_id: str, name: str) -> str:
         return str((await self.redis.hget(keys.run(run_id), name) or b"").decode())

@@ -114,6 +114,21 @@ async def _taken_over(stack: Stack, run: str, killed_at: float, epoch: int) -> f
             claims = [e for e in kept.events if e.type == "run.resumed" and e.epoch == epoch + 1]
             return (claims[0].time - killed_at) / 1000
         await asyncio.sleep(0.05)
+    names = (
+        "status",
+        "error",
+        "epoch",
+        "owner",
+        "crashes",
+        "dispatch",
+        "ended_as",
+        "lease",
+        "parked_at",
+    )
+    left = await stack.redis.hmget(f"run:{run}", names)
+    print(
+        f"{run} was not taken over: {dict(zip(names, left, strict=True))}, killed at {killed_at:.0f}"
+    )
     return ROUND_SECONDS
 
 

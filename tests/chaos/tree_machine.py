@@ -123,11 +123,23 @@ class TreesMachine(RuleBasedStateMachine, World):
         self.sweep()
 
 
-def any_order(url: str, examples: int, steps: int, number: int | None = None) -> None:
-    """So many trees, each with so many steps. Raises AssertionError with the shortest way to a breach."""
-    machine = type("Machine", (TreesMachine,), {"url": url})
+def any_order(address: str, examples: int, steps: int, number: int | None = None) -> int:
+    """So many trees, each with so many steps; gives how many orders were gone through to the end.
+
+    Raises AssertionError with the shortest way to a breach.
+    """
+    orders = 0
+
+    class Machine(TreesMachine):
+        url = address
+
+        def teardown(self) -> None:
+            nonlocal orders
+            orders += 1
+            super().teardown()
+
     run_state_machine_as_test(
-        machine if number is None else seed(number)(machine),
+        Machine if number is None else seed(number)(Machine),
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,
@@ -137,3 +149,4 @@ def any_order(url: str, examples: int, steps: int, number: int | None = None) ->
             report_multiple_bugs=False,
         ),
     )
+    return orders

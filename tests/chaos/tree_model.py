@@ -197,6 +197,11 @@ class Node:
             parent.ended[self.key] = (self.run_id, self.status.value, self.output)
             parent.wake()
 
+    def lapse(self, suspect_after: int) -> None:
+        """Its owner was not heard of; a suspect is not to blame, as here none has a process of its own."""
+        self.crashes = min(self.crashes + 1, suspect_after)
+        self.disown()
+
     def crash(self, limit: int) -> None:
         """Its owner died."""
         self.crashes += 1

@@ -34,7 +34,7 @@ from tests.chaos.tree_model import Asked, Node
 READABLE = [("echo", 1)]
 LEASE = TTL = 60_000
 HOUR = 3_600_000
-HOPELESS = 10  # sweep.lua has the same
+SUSPECT_AFTER = 2  # sweep.lua has the same
 MOST_NODES, DEEPEST = 7, 3
 SAID = Draft(event=MessageCompleted(text="hi", length=2))
 CREATED = Draft(event=RunCreated(workflow="echo", version=1))
@@ -385,7 +385,7 @@ class World:
             if root.overdue and not root.asking:
                 root.end(Status.FAILED)
         if lapsed and not lapsed.over:
-            lapsed.crash(HOPELESS)
+            lapsed.lapse(SUSPECT_AFTER)
 
     def everything_agrees(self) -> None:
         check(self.forest, Snapshot(self.do(self.redis.eval(SNAPSHOT, 0))))

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from posthouse.control.doctor import Doctor, Finding, Kind
+from posthouse.control.doctor import Doctor, Kind
 from posthouse.errors import StorageUnavailable
 from posthouse.events.types import Draft, RunCompleted, RunCreated, RunWaiting
 from posthouse.ids import new_run_id
@@ -86,16 +86,8 @@ async def yard(redis: Redis) -> Yard:
     return made
 
 
-@pytest.fixture
-def doctor(redis: Redis) -> Doctor:
-    return Doctor(redis, grace_seconds=0)
-
-
-def said(findings: list[Finding]) -> set[tuple[str, str, str]]:
-    return {(finding.kind, finding.key, finding.member) for finding in findings}
-
-
 Damage = Callable[[Yard], Awaitable[list[tuple[Kind, str, str]]]]
+Cured = Callable[[list[tuple[Kind, str, str]]], Awaitable[bool]]
 
 
 async def a_job_of_no_run(yard: Yard) -> list[tuple[Kind, str, str]]:
@@ -134,10 +126,12 @@ async def entries_of_no_run(yard: Yard) -> list[tuple[Kind, str, str]]:
     indexes = [INDEX, keys.index("default", "running"), keys.index("default", "dead")]
     for key in indexes:
         await yard.redis.zadd(key, {GONE: 0})
-    await yard.redis.zadd(keys.DUE, {GONE: 10**14})
+    for key in (keys.DUE, keys.LATER):
+        await yard.redis.zadd(key, {GONE: 10**14})
     return [
         *((Kind.STALE_INDEX, key, GONE) for key in indexes),
         (Kind.STALE_DUE, keys.DUE, GONE),
+        (Kind.STALE_DUE, keys.LATER, GONE),
     ]
 
 
@@ -220,15 +214,11 @@ async def test_runs_in_every_state_are_no_finding(yard: Yard, doctor: Doctor) ->
 
 @pytest.mark.parametrize("damage", DAMAGES)
 async def test_each_kind_is_found_and_mended_and_nothing_else_is_touched(
-    yard: Yard, doctor: Doctor, damage: Damage
+    yard: Yard, cured: Cured, damage: Damage
 ) -> None:
     before = await everything(yard.redis)
-    expected = set(await damage(yard))
-    findings = await doctor.examine()
-    assert said(findings) == expected
-    treated = await doctor.mend(findings)
-    assert all(one.deed for one in treated)
-    assert await doctor.examine() == []
+    expected = await damage(yard)
+    assert await cured(expected)
     after = await everything(yard.redis)
     kinds = {kind for kind, *_ in expected}
     if not kinds & {Kind.MISSING_DUE, Kind.LASTING}:
@@ -282,7 +272,7 @@ async def test_what_cannot_be_read_is_named_and_left(yard: Yard, doctor: Doctor)
     await yard.redis.hdel(broken, "status")
     before = await everything(yard.redis)
     findings = await doctor.examine()
-    assert said(findings) == {(Kind.UNREADABLE, broken, "")}
+    assert [(one.kind, one.key, one.member) for one in findings] == [(Kind.UNREADABLE, broken, "")]
     assert [one.deed for one in await doctor.mend(findings)] == [""]
     assert await everything(yard.redis) == before
     assert await yard.redis.zscore(INDEX, run_id) == 0

@@ -1,15 +1,24 @@
 """What gets lost of a tree of runs, its questions, its budget and of schedules is found and mended."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 from redis.asyncio import Redis
 
 from posthouse.budget.model import Budget, Reservation
 from posthouse.control.doctor import Doctor, Kind
+from posthouse.control.journal import Journal
+from posthouse.control.retrying import Again, Retries
+from posthouse.errors import RunCode, StepFailed
+from posthouse.runs.model import Status
 from posthouse.runs.ownership import Claimed
 from posthouse.storage import keys
+from posthouse.testing.fleet import LocalFleet
+from posthouse.workflows.context import RunContext
+from posthouse.workflows.definition import Workflow
 from tests.chaos.grove import ASKED, DONE, FAILED, NAP, Grove, child_of
 
 GONE = "01K00000000000000000000000"
@@ -47,6 +56,11 @@ class Yard(Grove):
         await self.park(root, NAP, child_of(self.asker, "x"), child_of(self.payer, "y"))
         return root
 
+    async def claim_awake(self) -> Claimed:
+        """The root, after a child's end has woken it."""
+        await self.transitions.finish(self.owner, 0, DONE)
+        return await self.claim(self.top)
+
     async def schedule(self) -> None:
         self.schedule_id = "01K00000000000000000000009"
         fields: dict[str, str | int] = {"tenant": "default", "next": 10**14}
@@ -62,13 +76,9 @@ async def yard(redis: Redis) -> Yard:
     return made
 
 
-@pytest.fixture
-def doctor(redis: Redis) -> Doctor:
-    return Doctor(redis, grace_seconds=0)
-
-
 Found = list[tuple[Kind, str, str]]
 Damage = Callable[[Yard], Awaitable[Found]]
+Cured = Callable[[Found], Awaitable[bool]]
 
 
 async def questions_of_no_run(yard: Yard) -> Found:
@@ -213,14 +223,10 @@ async def test_a_tree_at_work_is_no_finding(doctor: Doctor, yard: Yard) -> None:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 async def test_each_kind_is_found_and_mended_and_nothing_else_is_touched(
-    yard: Yard, doctor: Doctor, damage: Damage
+    yard: Yard, cured: Cured, damage: Damage
 ) -> None:
     before = await everything(yard.redis)
-    expected = set(await damage(yard))
-    findings = await doctor.examine()
-    assert {(one.kind, one.key, one.member) for one in findings} == expected
-    assert all(one.deed for one in await doctor.mend(findings))
-    assert await doctor.examine() == []
+    assert await cured(await damage(yard))
     after = await everything(yard.redis)
     after.pop(keys.inputs(yard.over), None)
     assert after == before
@@ -237,6 +243,45 @@ async def test_an_end_that_a_parent_was_not_told_of(yard: Yard, doctor: Doctor) 
     assert await doctor.examine() == []
 
 
+async def test_a_child_that_is_gone_has_failed(yard: Yard, doctor: Doctor) -> None:
+    await yard.redis.delete(keys.run(yard.asker))
+    lost = (Kind.LOST_CHILD, keys.waits(yard.top), "x/end")
+    findings = await doctor.examine()
+    assert lost in [(one.kind, one.key, one.member) for one in findings]
+    deeds = {one.finding.kind: one.deed for one in await doctor.mend(findings)}
+    assert deeds[Kind.LOST_CHILD] == "ended as failed"
+
+    end = await yard.outcome(yard.top, "x/end")
+    assert (end["run_id"], end["status"], end["output"]) == (yard.asker, "failed", None)
+    assert end["error"]["code"] == RunCode.LOST
+    assert set(await yard.redis.hkeys(keys.waits(yard.top))) == {b"nap", b"y/end"}
+    root = await yard.claim(yard.top)
+    await doctor.mend(await doctor.examine())
+    assert await doctor.examine() == []
+    await yard.park(root, NAP, child_of(yard.payer, "y"))
+    assert await doctor.examine() == []
+
+
+async def test_a_child_that_the_journal_does_not_know_either_is_made_again(
+    yard: Yard, doctor: Doctor
+) -> None:
+    await yard.redis.delete(keys.run(yard.asker))
+    await yard.redis.hdel(keys.journal(yard.top), "x")
+    deeds = [one.deed for one in await doctor.mend(await doctor.examine())]
+    assert deeds.count("made again") == 1
+    assert await yard.queued(yard.top)
+    assert await yard.redis.hexists(keys.journal(yard.top), "x/end") is False
+
+
+async def test_who_works_finds_out_by_itself_that_a_child_is_gone(
+    yard: Yard, doctor: Doctor
+) -> None:
+    await yard.transitions.release(await yard.claim_awake(), 0)
+    await yard.redis.delete(keys.run(yard.asker))
+    kinds = {one.kind for one in await doctor.examine()}
+    assert Kind.LOST_CHILD not in kinds
+
+
 async def test_children_that_outlive_their_root(yard: Yard, doctor: Doctor) -> None:
     """One whose root has ended is cancelled, one whose root is gone goes with all that is its own."""
     await yard.redis.hset(keys.run(yard.asker), "root", yard.over)
@@ -246,3 +291,54 @@ async def test_children_that_outlive_their_root(yard: Yard, doctor: Doctor) -> N
     assert await yard.field(yard.asker, "status") == "cancelled"
     assert await yard.redis.keys(f"run:{yard.payer}*") == []
     assert not [one for one in await doctor.examine() if one.kind is Kind.STRAY]
+
+
+class Given(BaseModel):
+    text: str = ""
+
+
+async def below_of(fleet: LocalFleet, run_id: str) -> str:
+    """The one child of the run, once both are parked."""
+    async with asyncio.timeout(10), fleet.redis.pubsub() as channel:
+        await channel.subscribe(keys.events(run_id))
+        while (await fleet.record(run_id)).wait_reason != "children":
+            await channel.get_message(timeout=0.05)
+        [child] = await fleet.redis.smembers(keys.tree(run_id))
+        while (await fleet.record(child.decode())).wait_reason != "timer":
+            await channel.get_message(timeout=0.05)
+        return str(child.decode())
+
+
+async def test_a_run_whose_child_is_gone_goes_on_and_a_retry_makes_the_child_anew(
+    redis: Redis, valkey_url: str, doctor: Doctor
+) -> None:
+    seconds = [3600.0]
+
+    async def leaf(ctx: RunContext, given: Given) -> Given:
+        await ctx.sleep("nap", seconds[0])
+        return Given(text="done")
+
+    async def root(ctx: RunContext, given: Given) -> Given:
+        end = await ctx.join(await ctx.spawn("below", "leaf", Given()))
+        if end.error is not None:
+            raise StepFailed(end.error["message"])
+        return Given.model_validate(end.output)
+
+    bodies = {"leaf": leaf, "root": root}
+    flows = [Workflow(name, 1, "", Given, Given, body) for name, body in bodies.items()]
+    async with LocalFleet(valkey_url, flows) as fleet:
+        fleet.worker()
+        run_id = await fleet.submit("root", "{}")
+        await redis.delete(keys.run(await below_of(fleet, run_id)))
+        await doctor.mend(await doctor.examine())
+        record = await fleet.ended(run_id)
+        assert record.error is not None
+        assert record.error.message == "The run that was to give this result is gone."
+
+        seconds[0] = 0.001
+        again = await Retries(redis, Journal(redis)).of(run_id, None)
+        assert again == Again(("below", "below/end"))
+        await fleet.transitions.retry(run_id, "default", record.seq, again.steps, again.children)
+        record = await fleet.until(run_id, Status.COMPLETED)
+        assert record.output == {"text": "done"}
+        assert [one.kind for one in await doctor.examine()] == []

@@ -112,6 +112,20 @@ def test_children_without_a_result_are_tried_again_where_their_step_stays(
     assert [child.run_id for child in lower] == children
 
 
+def test_a_child_that_is_gone_is_made_anew_and_one_below_which_one_got_lost_is_tried_again() -> (
+    None
+):
+    def end(key: str, child: str) -> StepDone:
+        found = {"run_id": child, "status": "failed", "output": None, "error": {"code": "lost"}}
+        return StepDone(f"{key}/end", Outcome(seq=9, epoch=1, time=1, result=found))
+
+    done = [made("a", "A", 1), made("b", "B", 2), end("a", "A"), end("b", "B")]
+    there = [below("A", "root", "a", "failed")]
+    again, lower = with_children("root", done, steps_to_repeat(done, None), there)
+    assert again == ("b", "b/end")
+    assert [child.run_id for child in lower] == ["A"]
+
+
 def test_a_part_is_a_result() -> None:
     statuses = [("completed", True), ("incomplete", True), ("incomplete", False), ("failed", False)]
     found = [below("x", "y", "z", status, has).has_result for status, has in statuses]

@@ -148,10 +148,12 @@ def test_every_block_says_what_it_is() -> None:
 @pytest.mark.parametrize("page", sorted({s.page for s in of("python")}))
 def test_python_runs(page: str, request: pytest.FixtureRequest) -> None:
     """The blocks of a page share their names; `run` ones are executed, then the tests in them."""
+    snippets = [s for s in of("python") if s.page == page]
     module = ModuleType("docs_" + page.removesuffix(".md").replace("-", "_"))
     sys.modules[module.__name__] = module
+    passed = set()
     try:
-        for snippet in [s for s in of("python") if s.page == page]:
+        for snippet in snippets:
             code = compile(snippet.text, str(snippet), "exec")
             if snippet.mark == "run":
                 exec(code, vars(module))
@@ -161,8 +163,17 @@ def test_python_runs(page: str, request: pytest.FixtureRequest) -> None:
             if name.startswith("test_"):
                 wanted = {arg: request.getfixturevalue(arg) for arg in _arguments(test)}
                 asyncio.run(test(**wanted))
+                passed.add(name)
     finally:
         del sys.modules[module.__name__]
+    defined = {name for s in snippets if s.mark == "run" for name in _functions_in(s)}
+    assert defined <= set(vars(module))
+    assert passed == {name for name in defined if name.startswith("test_")}
+
+
+def _functions_in(snippet: Snippet) -> set[str]:
+    functions = ast.FunctionDef | ast.AsyncFunctionDef
+    return {node.name for node in ast.parse(snippet.text).body if isinstance(node, functions)}
 
 
 def _arguments(test: Any) -> list[str]:

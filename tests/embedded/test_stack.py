@@ -47,6 +47,8 @@ def test_everything_runs_here_when_nothing_is_set(corpus: Path) -> None:
         "which is not a language model"
     )
     assert url == f"redis://127.0.0.1:{valkey.argv[valkey.argv.index('--port') + 1]}"
+    # The API refuses a run's own models by the endpoints of its environment.
+    assert api.env["OPENAI_BASE_URL"] == workers[0].env["OPENAI_BASE_URL"]
     for worker in workers:
         assert worker.env["REDIS_URL"] == url
         assert worker.env["OPENAI_MODEL"] == worker.env["OPENAI_API_KEY"] == "stand-in"

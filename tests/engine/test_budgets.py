@@ -15,7 +15,7 @@ from posthouse.agents.spec import Agent, AgentSpec
 from posthouse.budget.ledger import Ledger
 from posthouse.budget.model import Budget, BudgetState, OnExceeded, words_for
 from posthouse.control.journal import Journal
-from posthouse.control.retrying import steps_to_repeat
+from posthouse.control.retrying import Retries, steps_to_repeat
 from posthouse.control.usage import Accounts
 from posthouse.errors import RunCode, ToolFailed
 from posthouse.inputs.model import Answer, Decision, Kind
@@ -304,6 +304,90 @@ async def test_what_a_person_gives_after_a_retry_counts_too(valkey_url: str) -> 
         await asked_for_more(fleet, run_id, more(model_calls=5))
         record = await fleet.ended(run_id)
         assert (record.status, record.output["texts"]) == (Status.COMPLETED, ["The end."])
+
+
+async def retried(fleet: LocalFleet, run_id: str, budget: Budget | None = None) -> None:
+    """As the route does it for a run that ended at its budget."""
+    record = await fleet.record(run_id)
+    again = await Retries(fleet.redis, Journal(fleet.redis)).of(run_id, None, afresh=True)
+    limits = budget.changes() if budget else []
+    await fleet.transitions.retry(
+        run_id, "default", record.seq, again.steps, again.children, limits
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "calls"),
+    [
+        (Budget(model_calls=2), Budget(model_calls=4), 4),
+        (Budget(model_calls=2, on_exceeded=OnExceeded.FAIL), Budget(model_calls=4), 4),
+        # The call that was refused is made, and the turn that was to be the last one is asked anew.
+        (Budget(tool_calls=1), Budget(tool_calls=5), 6),
+    ],
+)
+async def test_a_retry_with_higher_limits_goes_on_where_the_run_was_stopped(
+    valkey_url: str, first: Budget, then: Budget, calls: int
+) -> None:
+    lines = [answering()] * 2 if first.model_calls else [*[answering()] * 2, answering("Enough.")]
+    provider = ScriptedProvider(
+        [*lines, *[answering()] * (calls - len(lines) - 1), answering("The end.")]
+    )
+    async with fleet_of(valkey_url, provider) as fleet:
+        fleet.worker()
+        run_id = await fleet.submit("leaf", "{}", budget=first)
+        stopped = await fleet.ended(run_id)
+        assert stopped.error is not None
+        assert stopped.error.code == "budget_exceeded"
+        await retried(fleet, run_id, then)
+        record = await fleet.ended(run_id)
+        assert (record.status, record.output["texts"]) == (Status.COMPLETED, ["The end."])
+        assert len(provider.requests) == calls
+        state = await budget_of(fleet, run_id)
+        assert state.on_exceeded is first.on_exceeded
+        assert len(await exceeded(fleet, run_id)) == 1
+
+
+async def test_a_retry_without_more_ends_where_it_ended_and_asks_no_model(valkey_url: str) -> None:
+    async with fleet_of(valkey_url, endless()) as fleet:
+        fleet.worker()
+        run_id = await fleet.submit("leaf", "{}", budget=Budget(model_calls=2))
+        first = await fleet.ended(run_id)
+        await retried(fleet, run_id)
+        second = await fleet.ended(run_id)
+        assert (second.status, second.output) == (first.status, first.output)
+        assert second.usage.model_calls == 2
+        assert len(await exceeded(fleet, run_id)) == 2
+
+
+async def test_a_retry_asks_a_person_anew_who_gave_no_more(valkey_url: str) -> None:
+    provider = ScriptedProvider([*[answering()] * 2, answering("The end.")])
+    async with fleet_of(valkey_url, provider) as fleet:
+        fleet.worker()
+        budget = Budget(model_calls=1, on_exceeded=OnExceeded.ASK)
+        run_id = await fleet.submit("leaf", "{}", budget=budget)
+        no = Answer(decision=Decision.REJECT)
+        await asked_for_more(fleet, run_id, more(model_calls=1), no)
+        assert (await fleet.ended(run_id)).status is Status.INCOMPLETE
+        await retried(fleet, run_id)
+        await asked_for_more(fleet, run_id, more(model_calls=1))
+        record = await fleet.ended(run_id)
+        assert (record.status, record.usage.model_calls) == (Status.COMPLETED, 3)
+        assert (await budget_of(fleet, run_id)).limits["model_calls"] == 3
+
+
+async def test_a_retry_with_more_takes_the_children_along_that_were_stopped(
+    valkey_url: str,
+) -> None:
+    provider = ScriptedProvider([answering("The end.")] * CHILDREN)
+    async with fleet_of(valkey_url, provider) as fleet:
+        fleet.worker()
+        run_id = await fleet.submit("fan", "{}", budget=Budget(model_calls=3))
+        first = await fleet.ended(run_id)
+        assert (first.status, len(first.output["texts"])) == (Status.INCOMPLETE, 3)
+        await retried(fleet, run_id, Budget(model_calls=CHILDREN))
+        record = await fleet.ended(run_id)
+        assert (record.status, len(record.output["texts"])) == (Status.COMPLETED, CHILDREN)
+        assert record.usage.model_calls == len(provider.requests) == CHILDREN
 
 
 @pytest.mark.guarantee("G8")

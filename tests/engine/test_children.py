@@ -8,6 +8,7 @@ import pytest
 from pydantic import BaseModel
 from redis.asyncio import Redis
 
+from posthouse import clock
 from posthouse.errors import StepFailed
 from posthouse.journal.model import ChildEnd
 from posthouse.runs.model import Status
@@ -131,6 +132,9 @@ async def test_cancelling_the_root_cancels_its_children(
         children = [one.decode() for one in await redis.smembers(keys.tree(run_id))]
         statuses = {(await fleet.record(child)).status for child in children}
         assert statuses == {Status.CANCELLED}
+        async with asyncio.timeout(10):  # the root's own end counts whoever asked for it
+            while b'workflow_status_total{status="cancelled"} 2.0' not in fleet.metrics.render():
+                await clock.sleep(0.01)
         events = await fleet.events(run_id)
         assert events.count("subtask.cancelled") == 2
         assert events[-1] == "run.cancelled"

@@ -1,18 +1,27 @@
 """What a worker does when a run is taken from it: cancel, timeout, a suspect's crashes, an effect in doubt."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 import pytest
 from pydantic import BaseModel, TypeAdapter
 from redis.asyncio import Redis
 
+from posthouse import clock
 from posthouse.agents.spec import Agent, AgentSpec
-from posthouse.events.types import Draft, ToolInDoubt
+from posthouse.engine.dismissals import Dismissals
+from posthouse.engine.leases import Leases
+from posthouse.events.types import Draft, RunCreated, ToolInDoubt
+from posthouse.ids import new_run_id
 from posthouse.journal.model import AgentAnswer, Done, Intent, Prompt, Step, Steps
 from posthouse.runs.model import Status
 from posthouse.runs.ownership import Claimed
+from posthouse.runs.transitions import Acceptance, Transitions
 from posthouse.storage import keys
+from posthouse.storage.connect import connect
+from posthouse.storage.ending import ended
 from posthouse.testing.fleet import LocalFleet
 from posthouse.workflows.context import RunContext
 from posthouse.workflows.definition import Workflow
@@ -124,6 +133,67 @@ async def test_a_run_past_its_timeout_is_dropped(redis: Redis, valkey_url: str) 
         assert (record.status, record.error.code) == (Status.FAILED, "timeout")
         async with asyncio.timeout(5):
             await call.dropped.wait()
+            while b'workflow_status_total{status="failed"} 1.0' not in fleet.metrics.render():
+                await clock.sleep(0.01)
+
+
+@asynccontextmanager
+async def proxy(url: str) -> AsyncIterator[tuple[str, Callable[[], None]]]:
+    """A way to the server, and what makes all connections so far silent; none of them ends."""
+    to, writers = urlsplit(url), []
+    silent: set[asyncio.StreamWriter] = set()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            if writer not in silent:
+                writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, on = await asyncio.open_connection(to.hostname, to.port)
+        writers.extend((writer, on))
+        await asyncio.gather(forward(reader, on), forward(back, writer), return_exceptions=True)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        yield f"redis://127.0.0.1:{port}", lambda: silent.update(writers)
+
+
+@pytest.mark.guarantee("G9")
+async def test_a_subscription_that_went_silent_is_made_anew_and_misses_nothing(
+    redis: Redis, valkey_url: str
+) -> None:
+    """With a lease so long that no beat comes in between."""
+    transitions = Transitions(redis)
+    leases = Leases(transitions, "w1", 300)
+    dropped = [asyncio.Event(), asyncio.Event()]
+    created = Draft(event=RunCreated(workflow="flow", version=1))
+    for one in dropped:
+        await transitions.accept(
+            Acceptance(new_run_id(), "default", "flow", 1, "{}", "{}", created, 60_000)
+        )
+        [run] = await transitions.claim("w1", new_run_id(), 300_000, 1, [("flow", 1)])
+        leases.hold(run, clock.monotonic(), one.set)
+    first, second = await redis.zrange(keys.index("default", "running"), 0, -1)
+
+    async def listen() -> None:
+        while True:
+            await dismissals.listen()
+
+    async with proxy(valkey_url) as (url, silence), connect(url) as listening:
+        dismissals = Dismissals(listening, "w1", leases, quiet_seconds=0.1)
+        task = asyncio.create_task(listen())
+        async with asyncio.timeout(10):
+            while (await redis.pubsub_numsub(keys.lost("w1")))[0][1] == 0:
+                await clock.sleep(0.01)
+            silence()
+            await transitions.cancel(first.decode(), "default")
+            await dropped[0].wait()
+            assert not dropped[1].is_set()
+            await transitions.cancel(second.decode(), "default")
+            await dropped[1].wait()
+        await ended([task])
 
 
 class Deaths:
@@ -190,6 +260,39 @@ async def test_a_cancelled_suspect_is_killed(redis: Redis, valkey_url: str) -> N
             await fleet.transitions.cancel(run_id, "default")
             await alone.dropped.wait()
         assert (await fleet.record(run_id)).status is Status.CANCELLED
+
+
+async def test_a_suspect_without_a_place_goes_where_there_is_one(
+    redis: Redis, valkey_url: str
+) -> None:
+    carried: set[str] = set()
+    full, third = asyncio.Event(), asyncio.Event()
+
+    class Cell:
+        async def carry(self, run: Claimed) -> bool:
+            carried.add(run.run_id)
+            if len(carried) == 2:
+                full.set()
+            if len(carried) == 3:
+                third.set()
+            await asyncio.Event().wait()
+            return True
+
+        def begin_drain(self) -> None:
+            pass
+
+    async def body(ctx: RunContext, given: Given) -> Got:
+        return Got()
+
+    async with LocalFleet(valkey_url, [flow(body)], isolation=Cell(), lease_seconds=0.6) as fleet:
+        runs = {await make_suspect(fleet, redis) for _ in range(3)}
+        fleet.worker(slots=3)
+        async with asyncio.timeout(10):
+            await full.wait()
+            fleet.worker(slots=1)
+            await third.wait()
+        assert carried == runs
+        assert {await redis.hget(keys.run(run), "crashes") for run in runs} == {b"2"}
 
 
 class Clerk:

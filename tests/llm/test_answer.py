@@ -8,6 +8,7 @@ import pytest
 from posthouse.errors import ModelUnavailable
 from posthouse.llm.answer import MOST_CALLS, MOST_CHARACTERS, ErrorInStream, PartialAnswer
 from posthouse.llm.messages import Completion, ToolCall
+from posthouse.llm.provider import Listener
 
 
 def delta(finish: str | None = None, **parts: Any) -> dict[str, Any]:
@@ -34,6 +35,25 @@ def test_the_finish_reason_tool_calls_without_any() -> None:
     completion = answered(delta(content="Done."), delta("tool_calls"))
     assert (completion.text, completion.tool_calls) == ("Done.", ())
     assert completion.finish_reason == "tool_calls"
+
+
+def test_a_listener_hears_how_much_came_that_is_no_text() -> None:
+    said: list[str] = []
+    listener = Listener(said.append)
+    answer = PartialAnswer(listener)
+    for chunk in (
+        delta(content="So."),
+        delta(tool_calls=[piece(0, "a", "look", '{"at"')]),
+        delta(tool_calls=[piece(0, "a", "look", ": 1}")]),
+        delta(tool_calls=[piece(1, "b", "see", {"a": 1})]),
+        delta(function_call={"name": "old", "arguments": "{}"}),
+        delta(refusal="No."),
+    ):
+        answer.add(chunk)
+    assert said == ["So."]
+    assert listener.beside == len('look{"at": 1}see{"a":1}old{}No.')
+    listener.restart()
+    assert listener.beside == 0
 
 
 def test_the_finish_reason_stop_with_calls() -> None:

@@ -21,6 +21,7 @@ from posthouse.llm.messages import (
     ToolOffer,
     UserMessage,
 )
+from posthouse.llm.provider import Listener
 from posthouse.llm.providers.anthropic import MOST_OUTPUT_TOKENS, anthropic_provider, body_of
 from posthouse.testing.endpoint import ModelEndpoint, Reply, answered, streamed
 
@@ -73,7 +74,10 @@ def refused(status: int, kind: str, message: str = "", headers: Mapping[str, str
 
 
 async def ask(
-    *replies: Reply, request: ModelRequest = REQUEST, heard: list[Any] | None = None
+    *replies: Reply,
+    request: ModelRequest = REQUEST,
+    heard: list[Any] | None = None,
+    listener: Listener | None = None,
 ) -> tuple[Completion, list[str], Any]:
     pieces: list[str] = []
     listen = (
@@ -85,7 +89,7 @@ async def ask(
             api_key="sk-test", base_url=base, idle_seconds=1.0, heard=listen
         )
         try:
-            completion = await provider.complete(request, pieces.append)
+            completion = await provider.complete(request, listener or pieces.append)
         finally:
             await provider.aclose()
     return completion, pieces, endpoint.requests[0]
@@ -194,6 +198,24 @@ async def test_a_failure_has_its_code_and_none_of_their_words(reply: Reply, code
     assert raised.value.code is code
     assert "theirs" not in str(raised.value)
     assert "sk-test" not in str(lines)
+
+
+@pytest.mark.parametrize(
+    ("parts", "beside"),
+    [
+        (tool(0, "look", '{"at"', ": 1"), 'look{"at": 1'),
+        (words(0, "It", " was"), "It was"),
+        ([*words(0, "So"), *tool(1, "report", '{"a"')], "So"),
+    ],
+)
+async def test_what_a_cut_answer_brought_beside_its_text_is_heard(
+    parts: list[JsonValue], beside: str
+) -> None:
+    listener = Listener(lambda _: None)
+    request = REQUEST.model_copy(update={"shape": SHAPE, "tools": (LOOK,)})
+    with pytest.raises(ModelUnavailable):
+        await ask(streamed(begin(), *parts, whole=False), request=request, listener=listener)
+    assert listener.beside == len(beside)
 
 
 async def test_a_retry_after_is_read_and_nothing_is_retried() -> None:

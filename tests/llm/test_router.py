@@ -83,14 +83,19 @@ def test_models_of_a_request_are_checked() -> None:
 @pytest.mark.parametrize(
     ("models", "line"),
     [
-        ({"large": ["a:big"]}, "models: there is no tier 'large'; there are fast and smart"),
-        ({"smart": []}, "models: tier 'smart' takes 1 to 8 models"),
-        ({"smart": ["a:m"] * 9}, "models: tier 'smart' takes 1 to 8 models"),
-        ({"smart": ["big"]}, "models: 'big' is no model; write it as 'provider:model'"),
-        ({"fast": ["c:m"]}, "models: 'c:m' is at no endpoint that there is; there is a, b"),
+        ({"large": ["a:big"]}, "models.large: there is no such tier; there are fast and smart"),
+        ({"smart": []}, "models.smart: a tier takes 1 to 8 models"),
+        ({"smart": ["a:m"] * 9}, "models.smart: a tier takes 1 to 8 models"),
+        ({"smart": ["big"]}, "models.smart.0: 'big' is no model; write it as 'provider:model'"),
+        (
+            {"fast": ["a:m", "c:m"]},
+            "models.fast.1: 'c:m' is at no endpoint that there is; there is a, b",
+        ),
     ],
 )
 def test_a_wrong_model_of_a_request_is_said(models: dict[str, list[str]], line: str) -> None:
     with pytest.raises(InvalidRequest) as raised:
         checked_models(models, {"a", "b"})
     assert str(raised.value) == line
+    [error] = raised.value.errors
+    assert f"{error['location']}: {error['message']}" == line

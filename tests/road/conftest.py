@@ -345,7 +345,7 @@ class Road:
 
     async def start_suspect(self, note: Path, seconds: list[float]) -> str:
         """Starts a run of which two workers are said to have died, once it naps; gives its id."""
-        way = {"note": str(note), "seconds": [0.0, *seconds], "nap_after": 0, "nap_seconds": 0.5}
+        way = {"note": str(note), "seconds": [0.0, *seconds], "nap_before": 1, "nap_seconds": 0.5}
         run_id = await self.start("innocent", way)
         async with Redis.from_url(self.redis_url) as redis:
             while not await redis.hget(keys.run(run_id), "parked_at"):

@@ -58,7 +58,7 @@ async def test_a_worker_leaves_what_it_does_not_know_for_one_that_does(deploying
 
 async def test_a_record_that_nobody_can_read_yet_is_left_alone(deploying, tmp_path):
     note, (road, redis) = tmp_path / "steps", deploying
-    way = {"note": str(note), "seconds": [0.0, 0.0], "nap_after": 0, "nap_seconds": 1.0}
+    way = {"note": str(note), "seconds": [0.0, 0.0], "nap_before": 1, "nap_seconds": 1.0}
     run_id = await road.start("innocent", way)
     key = keys.run(run_id)
 

@@ -80,6 +80,7 @@ async def cancelled(plot: Plot) -> None:
 
 
 async def check_retried(plot: Plot) -> None:
+    assert await plot.redis.hget(keys.budget(plot.top), "limit_tokens") == b"1000000"
     for run_id in (plot.grandchild, plot.child, plot.top):
         await plot.finish(run_id, DONE)
         assert (await plot.kinds(run_id))["run.retried"] == 1
@@ -108,7 +109,8 @@ async def deed(plot: Plot, script: Script) -> None:
         case Script.CANCEL:
             await plot.transitions.cancel(plot.top, "default")
         case Script.RETRY:
-            await plot.retry(plot.top, [], plot.child, plot.grandchild)
+            limits = [("limit_tokens", 10**6)]
+            await plot.retry(plot.top, [], plot.child, plot.grandchild, limits=limits)
         case _:
             await plot.transitions.delete(plot.top, "default")
 

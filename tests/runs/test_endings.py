@@ -50,6 +50,12 @@ async def field(redis: Redis, run_id: str, name: str) -> str:
     return (await redis.hget(keys.run(run_id), name) or b"").decode()
 
 
+async def moment(redis: Redis) -> int:
+    """Now, by its clock, in milliseconds."""
+    seconds, micros = await redis.time()
+    return seconds * 1000 + micros // 1000
+
+
 async def sweep_all(transitions: Transitions, redis: Redis) -> Any:
     for run_id in await redis.zrange(keys.DUE, 0, -1):
         await redis.zadd(keys.DUE, {run_id: 1})
@@ -206,12 +212,30 @@ async def test_one_that_takes_every_worker_along_has_an_end(redis: Redis) -> Non
     await transitions.accept(run := acceptance())
     for number in range(10):
         claimed = await claim_one(transitions, f"c{number}")
-        await transitions.heartbeat(
-            "w1", LEASE, {}, [Lease(run.run_id, claimed.fence, claimed.seq)]
-        )
-        await redis.hset(keys.run(run.run_id), "lease", 1)
-        await sweep_all(transitions, redis)
+        if claimed.suspect:
+            await transitions.isolate(claimed)
+        await lose(transitions, redis, claimed)
     assert orjson.loads(await field(redis, run.run_id, "error"))["code"] == "poisoned"
+
+
+async def lose(transitions: Transitions, redis: Redis, run: Claimed) -> None:
+    """Whoever owns the run beats once more and is not heard of again."""
+    await transitions.heartbeat("w1", LEASE, {}, [Lease(run.run_id, run.fence, run.seq)])
+    await redis.hset(keys.run(run.run_id), "lease", 1)
+    await sweep_all(transitions, redis)
+
+
+async def test_a_suspect_that_waits_for_its_process_is_not_to_blame(redis: Redis) -> None:
+    transitions = Transitions(redis)
+    await transitions.accept(run := acceptance())
+    for number in range(12):
+        await lose(transitions, redis, await claim_one(transitions, f"c{number}"))
+    assert await field(redis, run.run_id, "crashes") == "2"
+    isolated = await claim_one(transitions, "c12")
+    await transitions.isolate(isolated)
+    await lose(transitions, redis, isolated)
+    await lose(transitions, redis, await claim_one(transitions, "c13"))
+    assert await field(redis, run.run_id, "crashes") == "3"
 
 
 async def overdue(redis: Redis, run_id: str) -> None:
@@ -253,6 +277,23 @@ async def test_the_sweep_ends_what_is_past_its_timeout(redis: Redis, place: str)
     await sweep_all(transitions, redis)
     assert await timed_out(redis, run.run_id)
     assert not await redis.keys("arq:*")
+
+
+async def test_a_sweep_tells_once_of_the_ends_that_nobody_else_counts(redis: Redis) -> None:
+    transitions = Transitions(redis)
+    await transitions.accept(acceptance(timeout_ms=5_000))
+    late = await claim_one(transitions)
+    await overdue(redis, late.run_id)
+    await transitions.heartbeat("w1", LEASE, {}, [Lease(late.run_id, late.fence, late.seq)])
+    await transitions.accept(acceptance())
+    for crash in range(3):
+        await transitions.crash(await claim_one(transitions, f"c2{crash}"))
+    await transitions.accept(asked := acceptance())
+    await transitions.cancel(asked.run_id, "default")  # whoever asked counts it
+    swept = await sweep_all(transitions, redis)
+    assert (swept.timed_out, swept.poisoned, swept.cancelled) == (1, 1, 0)
+    again = await sweep_all(transitions, redis)
+    assert (again.timed_out, again.poisoned, again.cancelled) == (0, 0, 0)
 
 
 async def test_a_run_for_later_waits_without_a_queue_entry(redis: Redis) -> None:
@@ -319,12 +360,65 @@ async def test_runs_that_wait_too_long_and_a_full_redis_refuse_too(redis: Redis)
     with pytest.raises(QueueFull, match="too long"):
         await transitions.accept(acceptance())
     await transitions.cancel(run.run_id, "default")
-    await redis.hset(keys.SWEEP, "memory", 95)
+    await redis.hset(keys.SWEEP, mapping={"memory": 95, "memory_at": await moment(redis)})
     with pytest.raises(QueueFull, match="nearly full"):
         await transitions.accept(acceptance())
     await sweep_all(transitions, redis)
     assert int(await redis.hget(keys.SWEEP, "memory") or 1) == 0
     await transitions.accept(acceptance())
+
+
+async def test_what_an_old_sweep_found_neither_sheds_nor_lets_in(valkey: Any) -> None:
+    async with Redis.from_url(valkey.url) as redis:
+        transitions = Transitions(redis, admission=Admission(memory_percent=60))
+        used = (await redis.info("memory"))["used_memory"]
+        long_ago = await moment(redis) - 11_000
+        await redis.hset(keys.SWEEP, mapping={"memory": 95, "memory_at": long_ago})
+        await transitions.accept(acceptance())
+        assert await redis.hget(keys.SWEEP, "memory") == b"0"
+        # What was measured a moment ago is not measured again.
+        await redis.config_set("maxmemory", int(used * 1.5))
+        await transitions.accept(acceptance())
+        await redis.hset(keys.SWEEP, "memory_at", long_ago)
+        with pytest.raises(QueueFull, match="nearly full"):
+            await transitions.accept(acceptance())
+
+
+async def test_a_retry_is_refused_as_a_new_run_is(redis: Redis) -> None:
+    transitions = Transitions(redis, admission=Admission(depth=1))
+    await transitions.accept(acceptance())
+    run = await claim_one(transitions)
+    await transitions.finish(run, run.seq, FAILED)
+    await transitions.accept(waiting := acceptance())
+    seen = int(await field(redis, run.run_id, "seq"))
+    before = await redis.hgetall(keys.run(run.run_id))
+    with pytest.raises(QueueFull) as refused:
+        await transitions.retry(run.run_id, "default", seen, [])
+    assert refused.value.retry_after == 30
+    assert await redis.hgetall(keys.run(run.run_id)) == before
+    assert await redis.zcard(keys.QUEUE) == 1
+    await transitions.cancel(waiting.run_id, "default")
+    await transitions.retry(run.run_id, "default", seen, [])
+    # Once more, as when the answer was lost: the queue is full with it.
+    await transitions.retry(run.run_id, "default", seen, [])
+
+
+async def test_runs_for_later_have_a_bound_of_their_own(redis: Redis) -> None:
+    transitions = Transitions(redis, admission=Admission(depth=2))
+    now = await moment(redis)
+    in_a_minute, in_an_hour = now + 60_000, now + 3_600_000
+    await transitions.accept(first := acceptance(not_before_ms=in_a_minute))
+    await transitions.accept(second := acceptance(not_before_ms=in_an_hour))
+    with pytest.raises(QueueFull, match="wait for their time") as refused:
+        await transitions.accept(acceptance(not_before_ms=in_an_hour))
+    assert 50 <= refused.value.retry_after <= 60
+    await transitions.accept(acceptance())
+    await transitions.cancel(second.run_id, "default")
+    assert await redis.zrange(keys.LATER, 0, -1) == [first.run_id.encode()]
+    await transitions.accept(acceptance(not_before_ms=in_an_hour))
+    await redis.hset(keys.run(first.run_id), "not_before", 1)
+    await sweep_all(transitions, redis)
+    assert (await redis.zcard(keys.QUEUE), await redis.zcard(keys.LATER)) == (2, 1)
 
 
 async def test_a_run_whose_time_is_over_is_not_tried_again(redis: Redis) -> None:
@@ -357,10 +451,63 @@ async def test_who_comes_when_the_first_waits_too_long_is_told_a_true_time(redis
     first = (await redis.zrange(keys.QUEUE, 0, 0))[0].decode().partition(":")[0]
     await redis.hset(keys.run(first), "updated_at", 1)
     seconds, _ = await redis.time()
-    slow = {"since": seconds * 1000 - 9_000, "count": 1, "former_count": 0, "former_ms": 0}
+    slow = {"queued_since": seconds * 1000 - 9_000, "queued_count": 1, "queued_ms": 0}
     await redis.hset(keys.DRAINED, mapping=slow)
     with pytest.raises(QueueFull) as refused:
         await transitions.accept(acceptance())
     assert 15 <= refused.value.retry_after <= 30
     assert run.run_id != first
     await redis.flushall()  # the next test may take runs in where this one waits too long
+
+
+async def test_how_fast_runs_are_taken_is_measured_while_some_wait(redis: Redis) -> None:
+    transitions = Transitions(redis, admission=Admission(depth=20))
+
+    async def take(limit: int) -> None:
+        await transitions.claim("w1", new_run_id(), LEASE, limit, READABLE)
+
+    async def passes(ms: int) -> None:
+        """As if it were so much later."""
+        since = int(await redis.hget(keys.DRAINED, "queued_since"))
+        await redis.hset(keys.DRAINED, "queued_since", since - ms)
+
+    async def measured() -> tuple[int, int]:
+        ms, count = await redis.hmget(keys.DRAINED, "queued_ms", "queued_count")
+        return int(ms) // 1000, int(count)
+
+    for _ in range(6):
+        await transitions.accept(acceptance())
+    await take(2)  # by a fleet that had nothing to do: says nothing of its speed
+    assert await measured() == (0, 0)
+    await passes(2_000)
+    await take(1)
+    assert await measured() == (2, 1)
+    await passes(4_000)
+    await take(3)
+    assert await measured() == (6, 4)
+    # An hour without a queue.
+    assert await redis.hget(keys.DRAINED, "queued_since") == b"0"
+    await redis.hset(keys.DRAINED, "since", 1)
+    for _ in range(20):
+        await transitions.accept(acceptance())
+    with pytest.raises(QueueFull) as refused:
+        await transitions.accept(acceptance())
+    assert refused.value.retry_after in (3, 4)  # a tenth of 20, at 4 in 6 seconds
+    # Nobody takes any: they wait since the first of them came.
+    first = (await redis.zrange(keys.QUEUE, 0, 0))[0].decode().partition(":")[0]
+    await redis.hset(keys.run(first), "updated_at", await moment(redis) - 30_000)
+    with pytest.raises(QueueFull) as refused:
+        await transitions.accept(acceptance())
+    assert refused.value.retry_after in (18, 19)
+    await redis.flushall()
+
+
+async def test_a_queue_that_a_cancel_emptied_starts_the_measure_anew(redis: Redis) -> None:
+    transitions = Transitions(redis)
+    for run in (runs := [acceptance() for _ in range(2)]):
+        await transitions.accept(run)
+    await transitions.claim("w1", "c1", LEASE, 1, READABLE)
+    assert int(await redis.hget(keys.DRAINED, "queued_since")) > 0
+    await transitions.cancel(runs[1].run_id, "default")
+    assert await transitions.claim("w1", "c2", LEASE, 1, READABLE) == []
+    assert await redis.hget(keys.DRAINED, "queued_since") is None

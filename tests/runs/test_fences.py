@@ -93,6 +93,10 @@ async def finish(transitions: Transitions, _: JournalStore, run: Claimed) -> Non
     await transitions.finish(run, run.seq, ending)
 
 
+async def isolate(transitions: Transitions, _: JournalStore, run: Claimed) -> None:
+    await transitions.isolate(run)
+
+
 async def crash(transitions: Transitions, _: JournalStore, run: Claimed) -> None:
     await transitions.crash(run)
 
@@ -113,6 +117,7 @@ WRITES: dict[Script, Write] = {
     Script.EXTEND: extend,
     Script.RELEASE: release,
     Script.FINISH: finish,
+    Script.ISOLATE: isolate,
     Script.CRASH: crash,
     Script.HEARTBEAT: heartbeat,
 }

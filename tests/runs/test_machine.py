@@ -40,7 +40,7 @@ from posthouse.storage.connect import connect
 READABLE = [("echo", 1)]
 LEASE = 60_000
 TTL = 60_000
-HOPELESS = 10  # sweep.lua has the same
+SUSPECT_AFTER, HOPELESS = 2, 10  # sweep.lua has the same
 SAID = Draft(event=MessageCompleted(text="hi", length=2))
 CREATED = Draft(event=RunCreated(workflow="echo", version=1))
 WRONG = {"code": "fatal", "message": "no", "retryable": False}
@@ -65,6 +65,7 @@ class Expected:
     committed: set[str] = field(default_factory=set)
     fence: str | None = None
     crashes: int = 0
+    isolated: str | None = None
     retries: int = 0
     poisoned: bool = False
     parked: bool = False
@@ -86,11 +87,17 @@ class Expected:
         self.status, self.fence, self.parked, self.later = status, None, False, False
 
     def crash(self, limit: int) -> None:
-        """Its owner died."""
+        """Its owner died, and it may have been the cause."""
         self.crashes, self.fence = self.crashes + 1, None
         if self.crashes >= limit:
             self.poisoned = True
             self.end(Status.FAILED)
+
+    def lapse(self) -> None:
+        """Its owner was not heard of: one that still waited to be isolated has done nothing."""
+        if self.crashes < SUSPECT_AFTER or self.isolated == self.fence:
+            self.crash(HOPELESS)
+        self.fence = None
 
 
 class RunsMachine(RuleBasedStateMachine):
@@ -202,6 +209,13 @@ class RunsMachine(RuleBasedStateMachine):
                 self.do(self.transitions.finish(claim, 0, ending))
             self.model[claim.run_id].end(ending.status)
 
+    @rule(claim=claims, times=st.integers(1, 2))
+    def isolate(self, claim: Claimed, times: int) -> None:
+        with self.refused_if_stale(claim):
+            for _ in range(times):
+                self.do(self.transitions.isolate(claim))
+            self.model[claim.run_id].isolated = claim.fence
+
     @rule(claim=consumes(claims), times=st.integers(1, 2))
     def crash(self, claim: Claimed, times: int) -> None:
         with self.refused_if_stale(claim):
@@ -255,7 +269,7 @@ class RunsMachine(RuleBasedStateMachine):
     def lapse(self, claim: Claimed) -> None:
         if self.current(claim):
             self.do(self.redis.hset(keys.run(claim.run_id), "lease", 1))
-            self.model[claim.run_id].crash(HOPELESS)
+            self.model[claim.run_id].lapse()
             self.sweep(claim.run_id)
 
     @rule(run_id=runs)
@@ -389,13 +403,24 @@ async def _awaited(call: Any) -> Any:
 @pytest.mark.guarantee("G1")
 @pytest.mark.guarantee("G4")
 def test_any_order_of_transitions(valkey_url: str, long: bool) -> None:
-    machine = type("Machine", (RunsMachine,), {"url": valkey_url})
+    orders = 0
+
+    class Machine(RunsMachine):
+        url = valkey_url
+
+        def teardown(self) -> None:
+            nonlocal orders
+            orders += 1
+            super().teardown()
+
+    examples = 200 if long else 25
     run_state_machine_as_test(
-        machine,
+        Machine,
         settings=settings(
-            max_examples=200 if long else 25,
+            max_examples=examples,
             stateful_step_count=50 if long else 30,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
+    assert orders >= examples

@@ -15,6 +15,7 @@ from posthouse.journal.model import Prompt, Usage, Wait
 from posthouse.journal.store import JournalStore, Record
 from posthouse.runs.model import Status
 from posthouse.runs.ownership import Claimed, Lease
+from posthouse.runs.records import Records
 from posthouse.runs.transitions import Acceptance, Ending, Transitions
 from posthouse.storage import keys
 
@@ -163,13 +164,38 @@ async def test_what_the_queue_should_not_hold_is_dropped_and_hides_nothing(redis
 
 async def test_a_run_that_this_worker_cannot_read_waits_for_one_that_can(redis: Redis) -> None:
     transitions = Transitions(redis)
-    await transitions.accept(acceptance(version=2))
+    await transitions.accept(new := acceptance(version=2))
     await transitions.accept(old := acceptance())
     assert (await claim_one(transitions)).run_id == old.run_id
     assert await redis.zcard(keys.held("echo", "2")) == 1
+
+    async def shown() -> tuple[Status, str | None, int]:
+        record = await Records(redis).get(new.run_id, "default")
+        return record.status, record.wait_reason, record.seq
+
+    assert await shown() == (Status.PENDING, "version", 1)
+    await sweep(transitions, redis, readable=[("echo", 1)])
+    assert await shown() == (Status.PENDING, "version", 1)
     await sweep(transitions, redis, readable=[("echo", 2)])
+    assert await shown() == (Status.PENDING, None, 1)
     [claimed] = await transitions.claim("w2", "c2", LEASE, 10, [("echo", 2)])
     assert claimed.version == 2
+
+
+async def test_a_run_that_was_woken_and_is_held_waits_for_its_version_alone(redis: Redis) -> None:
+    transitions = Transitions(redis)
+    await transitions.accept(run := acceptance())
+    await transitions.release(claimed := await claim_one(transitions), claimed.seq)
+    await redis.hset(keys.run(run.run_id), "wait_reason", "timer")
+    assert await transitions.claim("w2", "c2", LEASE, 10, []) == []
+    record = await Records(redis).get(run.run_id, "default")
+    assert (record.status, record.wait_reason) == (Status.RUNNING, "version")
+
+    await redis.delete(keys.held("echo", "1"))
+    await redis.zadd(keys.DUE, {run.run_id: 1})
+    assert (await sweep(transitions, redis)).requeued == 1
+    assert (await Records(redis).get(run.run_id, "default")).wait_reason is None
+    assert (await claim_one(transitions)).run_id == run.run_id
 
 
 @pytest.mark.guarantee("G4")
@@ -375,7 +401,7 @@ async def test_deleting_leaves_nothing(redis: Redis) -> None:
     with pytest.raises(NotFound):
         await transitions.delete(run.run_id, "default")
     left = {key for key in await redis.keys("*") if not key.startswith(b"claims:")}
-    assert left <= {b"queue:counter", b"queue:wake", b"queue:drained"}
+    assert left <= {b"queue:counter", b"queue:wake", b"queue:drained", b"sweep"}
 
 
 async def test_an_ended_run_goes_when_its_time_is_over_and_not_before(redis: Redis) -> None:

@@ -96,7 +96,20 @@ def test_a_wrong_expression_says_what_is_wrong(cron: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "zone", ["", "Berlin", "../UTC", "America", "/etc/localtime", "localtime", "Europe/Berlin\0"]
+    "zone",
+    [
+        "",
+        "Berlin",
+        "../UTC",
+        "America",
+        "/etc/localtime",
+        "localtime",
+        "Europe/Berlin\0",
+        "right/UTC",
+        "Right/Europe/Berlin",
+        "posix/UTC",
+        "posix/Europe/Berlin",
+    ],
 )
 def test_a_wrong_zone_is_said_to_be_one(zone: str) -> None:
     with pytest.raises(InvalidRequest) as refused:

@@ -10,10 +10,11 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from posthouse.budget.model import Budget, OnExceeded
 from posthouse.errors import IdempotencyMismatch, NotFound, StorageUnavailable
 from posthouse.ids import new_run_id, new_schedule_id
 from posthouse.runs.transitions import Admission, Transitions
-from posthouse.schedules.model import CatchUp, Overlap, Rule, Schedule
+from posthouse.schedules.model import SCHEDULE_VERSION, CatchUp, Overlap, Rule, Schedule
 from posthouse.schedules.store import Answer, Firing, Schedules
 from posthouse.storage import keys
 from posthouse.storage.scripts import Script, Scripts, source
@@ -50,8 +51,9 @@ async def end(redis: Redis, run_id: str) -> None:
 async def test_what_is_kept_is_what_is_read(redis: Redis) -> None:
     schedules = Schedules(redis)
     wanted = await schedule(
-        redis, priority=7, timeout_ms=5, overlap=Overlap.ALLOW, catch_up=CatchUp.ALL
-    )
+        redis, priority=7, timeout_ms=5, overlap=Overlap.ALLOW, catch_up=CatchUp.ALL,
+        budget=Budget(usd=0.5, tokens=9, on_exceeded=OnExceeded.ASK), models={"fast": ("at:m",)},
+    )  # fmt: skip
     kept = await schedules.create(wanted)
     assert (kept.schedule_id, kept.replayed) == (wanted.schedule_id, False)
     assert await schedules.get(wanted.schedule_id, "default") == wanted
@@ -87,6 +89,35 @@ async def test_a_slot_makes_one_run(redis: Redis) -> None:
     after = await schedules.get(wanted.schedule_id, "default")
     assert (after.next_slot, after.last_slot) == (first.following, first.slot)
     assert (after.last_run, after.fired, after.skipped) == (first.run_id, 1, 0)
+
+
+async def test_its_run_has_its_budget_and_models_from_the_first_moment(redis: Redis) -> None:
+    schedules = Schedules(redis)
+    limits = Budget(tokens=9, on_exceeded=OnExceeded.FAIL)
+    await schedules.create(
+        wanted := await schedule(redis, budget=limits, models={"fast": ("at:m",)})
+    )
+    await schedules.fire(wanted, first := firing(wanted))
+    record = await redis.hgetall(keys.run(first.run_id))
+    assert (record[b"models"], record[b"budget"]) == (b'{"fast":["at:m"]}', b"1")
+    stored = await redis.hgetall(keys.budget(first.run_id))
+    assert stored == {b"limit_tokens": b"9", b"on_exceeded": b"fail"}
+
+
+async def test_one_of_the_first_form_is_read_and_fires(redis: Redis) -> None:
+    """Only one that needs the second form has it: who reads the first alone goes on firing the others."""
+    schedules = Schedules(redis)
+    await schedules.create(limited := await schedule(redis, budget=Budget(tokens=9)))
+    await schedules.create(wanted := await schedule(redis))
+    forms = [await redis.hget(keys.schedule(one.schedule_id), "v") for one in (limited, wanted)]
+    assert forms == [b"2", b"1"]
+    await redis.hdel(keys.schedule(wanted.schedule_id), "budget", "models")
+    assert await schedules.get(wanted.schedule_id, "default") == wanted
+    first = firing(wanted)
+    assert (await schedules.fire(wanted, first))[0] is Answer.FIRED
+    record = await redis.hgetall(keys.run(first.run_id))
+    assert (record[b"models"], record[b"budget"]) == (b"", b"")
+    assert await redis.exists(keys.budget(first.run_id)) == 0
 
 
 async def test_a_slot_is_never_early(redis: Redis) -> None:
@@ -191,7 +222,7 @@ async def test_what_cannot_be_read_stands_in_nobodys_way(redis: Redis) -> None:
     await schedules.create(newer := await schedule(redis, late=5))
     await schedules.create(odd := await schedule(redis, late=4))
     await schedules.create(sound := await schedule(redis))
-    await redis.hset(keys.schedule(newer.schedule_id), "v", 2)
+    await redis.hset(keys.schedule(newer.schedule_id), "v", SCHEDULE_VERSION + 1)
     await redis.hset(keys.schedule(odd.schedule_id), "overlap", "sometimes")
     page = await schedules.due()
     assert (page.schedules, page.passed) == ((sound,), 2)

@@ -35,11 +35,12 @@ async def test_lua_and_python_name_the_same_keys(redis: Redis) -> None:
     )  # fmt: skip
     prelude = source(Script.DELETE).split("\nlocal id, tenant")[0]
     fixed = "KEY.due,KEY.queue,KEY.wake,KEY.sweep,KEY.counter,KEY.drained,KEY.workers,KEY.all_held,KEY.schedules"
+    fixed += ",KEY.later"
     listed = ",".join(f"KEY.{name}" for name in names)
     reply = await redis.eval(f"{prelude}\nreturn {{{fixed},{listed}}}", 0)
     assert [name.decode() for name in reply] == [
         keys.DUE, keys.QUEUE, keys.WAKE, keys.SWEEP, keys.COUNTER, keys.DRAINED, keys.WORKERS, keys.HELD,
-        keys.SCHEDULES,
+        keys.SCHEDULES, keys.LATER,
         keys.run("r"), keys.journal("r"), keys.starts("r"), keys.events("r"), keys.blob("r", "d"), keys.blobs("r"),
         keys.waits("r"), keys.tree("r"), keys.prompts("r"), keys.idempotency("t", "k"), keys.index("t"),
         keys.index("t", "s"), keys.worker("w"), keys.held("f", "1"), keys.claims("c"),
@@ -197,6 +198,7 @@ class Fleet:
         await again(lambda: self.transitions.release(run, run.seq))
 
     async def third_part(self, run: Claimed) -> None:
+        await again(lambda: self.transitions.isolate(run))
         await again(lambda: self.transitions.crash(run))
         await again(lambda: self.transitions.cancel(run.run_id, "default"))
         seen = int(await self.redis.hget(keys.run(run.run_id), "seq"))

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from pydantic import BaseModel
@@ -174,6 +175,18 @@ async def test_a_fleet_and_its_readers_live_on_after_a_failover(cell: Cell) -> N
         assert await hub.wait_terminal(after, PATIENCE)
         assert (await fleet.record(after)).output == {"n": 4}
         assert (await fleet.record(before)).output == {"n": 3}
+
+
+async def test_sentinels_may_have_a_login_of_their_own(cell: Cell) -> None:
+    for user in (("watcher", "on", ">p@ss/+%41", "+@all"), ("default", "resetpass")):
+        await cell.sentinel.execute_command("ACL", "SETUSER", *user)
+    login = f"sentinel_username=watcher&sentinel_password={quote('p@ss/+%41', safe='')}"
+    async with connect(f"{cell.url}?{login}") as redis:
+        assert await redis.ping()
+    for wrong in ("", "?sentinel_password=other"):
+        async with connect(f"{cell.url}{wrong}") as redis:
+            with pytest.raises(StorageUnavailable, match="credentials in REDIS_URL"), available():
+                await redis.ping()
 
 
 async def test_a_service_that_no_sentinel_knows_is_unavailable(cell: Cell) -> None:

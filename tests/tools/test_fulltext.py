@@ -19,6 +19,7 @@ DOCUMENTS = (
     Document("empty.md", "Streaming", ""),
     Document("odd.md", "Größe", "Don't panic: the café, naïve_words and C++."),
 )
+PATHS = {document.path for document in DOCUMENTS}
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +64,16 @@ def test_the_limit_holds(index: Index) -> None:
 )  # fmt: skip
 def test_no_query_is_a_syntax_error(query: str, index: Index) -> None:
     begun = perf_counter()
-    index.search(query, 10)
+    matches = index.search(query, 10)
+    assert {match.path for match in matches} <= PATHS
     assert perf_counter() - begun < 2
 
 
 @given(any_text)
 def test_any_query_is_answered(index: Index, query: str) -> None:
-    index.search(query, 3)
+    found = _found(index, query, 3)
+    assert len(found) == len(set(found)) <= 3
+    assert set(found) <= PATHS
 
 
 @given(any_text, any_text)

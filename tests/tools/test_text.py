@@ -79,7 +79,11 @@ def test_tags_are_left_out(markup: str, text: str) -> None:
 
 @given(st.text("<>/!-?abp&#; \n\"'=") | st.text())
 def test_any_markup_is_read(markup: str) -> None:
-    plain_text(markup)
+    text = plain_text(markup)
+    assert len(text) <= len(markup)
+    paragraphs = text.split("\n\n") if text else []
+    assert [" ".join(paragraph.split()) for paragraph in paragraphs] == paragraphs
+    assert "" not in paragraphs
 
 
 @pytest.mark.parametrize(
@@ -179,7 +183,8 @@ def test_bytes_become_text(body: bytes, declared: str | None, text: str) -> None
 
 @given(st.binary(), st.sampled_from([None, "utf-8", "utf-16", "shift_jis", "utf-32", "cp1252"]))
 def test_any_bytes_become_text_that_can_be_stored(body: bytes, declared: str | None) -> None:
-    decoded(body, declared).encode()
+    text = decoded(body, declared)
+    assert text.encode().decode() == text
 
 
 def test_a_page_may_name_its_charset() -> None:

@@ -1,6 +1,7 @@
 """The process that carries a suspect: a real one, under a fleet of this test's own."""
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -52,6 +53,19 @@ async def suspect(fleet: LocalFleet, workflow: str, given: str) -> str:
     return run_id
 
 
+def pid_of(note: Path, what: str) -> int:
+    """The one process that noted this."""
+    [line] = [line for line in note.read_text().splitlines() if line.startswith(f"{what} ")]
+    return int(line.split()[2])
+
+
+async def reasons(fleet: LocalFleet, run_id: str) -> list[str]:
+    """Why the run was claimed again, each time."""
+    entries = await fleet.redis.xrange(keys.events(run_id))
+    resumed = [fields for _, fields in entries if fields[b"type"] == b"run.resumed"]
+    return [json.loads(fields[b"data"])["reason"] for fields in resumed]
+
+
 def code_of(record: RunRecord) -> str:
     assert record.error is not None
     return record.error.code
@@ -75,16 +89,29 @@ async def test_a_suspect_that_parks_goes_on_later(
     environment: None, redis: Redis, valkey_url: str, tmp_path: Path
 ) -> None:
     note = tmp_path / "note"
-    given = f'{{"note":"{note}","seconds":[0,0],"nap_after":0,"nap_seconds":0.5}}'
+    given = f'{{"note":"{note}","seconds":[0,0],"nap_before":0,"nap_seconds":0.5}}'
     async with fleet_of(valkey_url) as fleet:
         run_id = await suspect(fleet, "innocent", given)
         fleet.worker()
         assert (await fleet.ended(run_id)).status is Status.COMPLETED
         kinds = await fleet.events(run_id)
-        assert (kinds.count("run.waiting"), kinds.count("run.resumed")) == (1, 1)
-    where = {line.split()[2] for line in note.read_text().splitlines()}
-    assert len(where) == 2  # a step was committed, so that it went on in the worker itself
-    assert str(os.getpid()) in where
+        assert (kinds.count("run.waiting"), kinds.count("run.resumed")) == (1, 2)
+    first, second = (pid_of(note, f"began {number}") for number in (0, 1))
+    assert first != second == os.getpid()
+
+
+async def test_a_suspect_is_alone_until_its_first_step_is_committed(
+    environment: None, redis: Redis, valkey_url: str, tmp_path: Path
+) -> None:
+    note = tmp_path / "note"
+    async with fleet_of(valkey_url) as fleet:
+        run_id = await suspect(fleet, "innocent", f'{{"note":"{note}","seconds":[0.2,0,0]}}')
+        fleet.worker()
+        assert (await fleet.ended(run_id)).status is Status.COMPLETED
+        assert await reasons(fleet, run_id) == ["isolation"]
+        assert await redis.hget(keys.run(run_id), "crashes") == b"0"
+    first, second, third = (pid_of(note, f"began {number}") for number in range(3))
+    assert first != second == third == os.getpid()
 
 
 async def test_a_process_that_cannot_begin_is_not_the_runs_fault(
@@ -122,6 +149,6 @@ async def test_redis_stands_still_for_longer_than_a_lease(
         valkey.freeze()
         await clock.sleep(2.2)
         valkey.thaw()
-        record = await fleet.ended(run_id)
-        assert (record.status, record.epoch) == (Status.COMPLETED, 1)
+        assert (await fleet.ended(run_id)).status is Status.COMPLETED
+        assert await reasons(fleet, run_id) == ["isolation"]  # it was never anybody else's
     assert note.read_text().count("began 0 ") == 1

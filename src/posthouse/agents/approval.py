@@ -12,7 +12,7 @@ from posthouse.agents.assignment import Assignment
 from posthouse.inputs.model import Answer, Decision, Kind, Question, Request
 from posthouse.journal.model import digest_of
 from posthouse.llm.messages import ToolCall
-from posthouse.tools.answer import clean, cut, failed
+from posthouse.tools.answer import clean, cut, failed, mistaken
 from posthouse.tools.model import Approval, Effect, Tool, ToolAnswer
 
 _ALL = (Decision.APPROVE, Decision.EDIT, Decision.REJECT, Decision.RESPOND)
@@ -126,7 +126,7 @@ def problem_with(tool: Tool, call: ToolCall) -> ToolAnswer | None:
     try:
         arguments_of(call)
     except ValueError as error:
-        return failed("invalid_arguments", str(error))
+        return mistaken("invalid_arguments", str(error))
     return None
 
 

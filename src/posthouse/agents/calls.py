@@ -32,7 +32,7 @@ from posthouse.inputs.model import Decision
 from posthouse.journal.model import Done, Intent, Opening, Parked, Step, Usage
 from posthouse.llm.messages import ToolCall
 from posthouse.telemetry import UNKNOWN_TOOL, Metrics
-from posthouse.tools.answer import failed
+from posthouse.tools.answer import failed, mistaken
 from posthouse.tools.model import (
     Effect,
     InDoubt,
@@ -160,7 +160,7 @@ class ToolCalls:
         if tool is None:
             known = ", ".join(job.agent.spec.tools) or "none"
             message = f"There is no tool named {shown_name(call)!r}. The tools are: {known}."
-            return failed("unknown_tool", message)
+            return mistaken("unknown_tool", message)
         context = ToolContext(
             run_id=job.steps.run_id,
             step=one.key,

@@ -6,7 +6,7 @@ from typing import Self
 
 from posthouse.agents.decide import MAX_REPAIRS, REFUSAL, TurnState
 from posthouse.agents.outside import NOTICE, marked
-from posthouse.agents.stall import MISTAKES, Action, PastTurn, Stall, Watch, past_call
+from posthouse.agents.stall import Action, PastTurn, Stall, Watch, past_call
 from posthouse.agents.window import Older, fitted, older
 from posthouse.errors import RunCode
 from posthouse.journal.model import AgentAnswer, SourceRead
@@ -51,8 +51,7 @@ class Answered:
     @property
     def from_outside(self) -> bool:
         """Whether the answer may hold words of somebody else: neither ours nor about the model's own mistake."""
-        mistake = self.answer.problem is not None and self.answer.problem.error in MISTAKES
-        return bool(self.step) and not self.answer.trusted and not mistake
+        return bool(self.step) and not (self.answer.trusted or self.answer.mistaken)
 
     @property
     def text(self) -> str:

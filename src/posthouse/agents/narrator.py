@@ -12,6 +12,7 @@ from posthouse.events.types import (
     ModelRouted,
 )
 from posthouse.llm.messages import Completion
+from posthouse.llm.provider import Listener
 from posthouse.llm.retry import Retry
 from posthouse.llm.routed import Hooks, Prepare
 from posthouse.llm.router import Choice
@@ -34,6 +35,7 @@ class Narrator:
         self._key = key
         self._pending: Draft | None = None
         self._deltas = DeltaBatcher(self._push, job.now)
+        self._heard = Listener(self._deltas.add)
         self.choice: Choice | None = None
 
     @property
@@ -41,9 +43,14 @@ class Narrator:
         """The text so far."""
         return self._deltas.text
 
+    @property
+    def beside(self) -> int:
+        """How many characters came so far that are no text, as of calls."""
+        return self._heard.beside
+
     def hooks(self, prepare: Prepare | None = None) -> Hooks:
         """What the request calls."""
-        return Hooks(self._deltas.add, self._retried, self._routed, prepare)
+        return Hooks(self._heard, self._retried, self._routed, prepare)
 
     def flush(self) -> None:
         """Sends what text there is."""
@@ -85,5 +92,6 @@ class Narrator:
         self._restart()
 
     def _restart(self) -> None:
+        self._heard.restart()
         if self._deltas.restart():
             self._job.steps.announce(self._job.draft(MessageSuperseded(), self._key))

@@ -22,7 +22,7 @@ from posthouse.errors import BudgetExceeded, PosthouseError
 from posthouse.events.types import BudgetExceeded as BudgetExceededEvent
 from posthouse.inputs.model import Decision, Kind, Question, Request
 from posthouse.journal.model import Usage, digest_of
-from posthouse.llm.estimate import input_tokens, text_tokens, tokens_of
+from posthouse.llm.estimate import input_tokens, tokens_of, written_tokens
 from posthouse.llm.messages import Completion, ModelRequest, Tokens
 from posthouse.llm.prices import Prices
 from posthouse.llm.retry import Retry
@@ -119,11 +119,11 @@ class Tab:
         self._job.steps.announce(self._job.draft(event, self.key))
         await self._raised(self._unpriced)
 
-    def failed(self, choice: Choice | None, request: ModelRequest, text: str) -> None:
-        """A try has failed after so much text; what it took is estimated."""
+    def failed(self, choice: Choice | None, request: ModelRequest, characters: int) -> None:
+        """A try has failed after so much of an answer; what it took is estimated."""
         if choice is None:
             return
-        tokens = Tokens(input=input_tokens(request), output=text_tokens(text))
+        tokens = Tokens(input=input_tokens(request), output=written_tokens(characters))
         wasted = self._till.wasted(choice, tokens)
         self._wasted[_name(choice)] = self._wasted.get(_name(choice), Usage()) + wasted
 
@@ -198,7 +198,7 @@ class Tab:
 
 
 class Tries:
-    """Sees each try of one request, and has those that failed counted before their text is void."""
+    """Sees each try of one request, and has those that failed counted before what came of them is void."""
 
     def __init__(self, tab: Tab, narrator: Narrator, request: ModelRequest) -> None:
         self._tab = tab
@@ -215,8 +215,9 @@ class Tries:
 
     def failed(self, *, refused: bool = False) -> None:
         """The last try has failed: who has neither begun to answer nor declined is not paid."""
-        if not self._counted and (self._narrator.text or refused):
-            self._tab.failed(self._narrator.choice, self._request, self._narrator.text)
+        came = len(self._narrator.text) + self._narrator.beside
+        if not self._counted and (came or refused):
+            self._tab.failed(self._narrator.choice, self._request, came)
             self._counted = True
 
     def _retried(self, retry: Retry) -> None:

@@ -130,7 +130,8 @@ class ModelTurns:
         finally:
             narrator.flush()
         latency_ms = round((job.now() - started) * 1000)
-        return narrator.answer(_unfinished(job, narrator.text, latency_ms))
+        unfinished = _unfinished(job, narrator.text, latency_ms, narrator.beside)
+        return narrator.answer(unfinished)
 
     async def _completion(self, request: ModelRequest, tab: Tab, hooks: Hooks) -> Completion:
         while True:
@@ -219,8 +220,14 @@ def _summary_request(job: Assignment, past: Older, time_left: float) -> ModelReq
     )
 
 
-def _unfinished(job: Assignment, text: str, latency_ms: int) -> Completion:
-    return Completion(model=job.model, text=text, finish_reason=TIME_UP, latency_ms=latency_ms)
+def _unfinished(job: Assignment, text: str, latency_ms: int, beside: int = 0) -> Completion:
+    return Completion(
+        model=job.model,
+        text=text,
+        finish_reason=TIME_UP,
+        latency_ms=latency_ms,
+        withheld=beside,
+    )
 
 
 def _not_sent(job: Assignment, over: OverBudget) -> Completion:

@@ -53,8 +53,16 @@ class Budget(More):
 
     def rows(self) -> list[tuple[str, str | int]]:
         """As it is stored; none when nothing is limited."""
-        limits = [(f"limit_{name}", amount) for name, amount in self.amounts().items()]
+        limits = self._limits()
         return [*limits, ("on_exceeded", self.on_exceeded.value)] if limits else []
+
+    def changes(self) -> list[tuple[str, str | int]]:
+        """What of it was said, to be stored over what there is."""
+        said = "on_exceeded" in self.model_fields_set
+        return [*self._limits(), *([("on_exceeded", self.on_exceeded.value)] if said else [])]
+
+    def _limits(self) -> list[tuple[str, str | int]]:
+        return [(f"limit_{name}", amount) for name, amount in self.amounts().items()]
 
 
 @dataclass(frozen=True)

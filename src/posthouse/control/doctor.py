@@ -19,7 +19,12 @@ LOOKS_AGAIN = 2
 _PAGE = 500
 _AT_ONCE = 100
 _PASSING = ("claims:", "worker:", "endpoint:", "pace:")
-_SETS = {keys.QUEUE: "entry", keys.DUE: "due", keys.SCHEDULES: "scheduled"}
+_SETS = {
+    keys.QUEUE: "entry",
+    keys.DUE: "due",
+    keys.LATER: "due",
+    keys.SCHEDULES: "scheduled",
+}
 _SETS_BY_PREFIX = {
     "index:": "index",
     "held:": "entry",
@@ -43,6 +48,7 @@ class Kind(StrEnum):
     STALE_SCHEDULE = "stale_schedule"
     MISSING_SCHEDULE = "missing_schedule"
     MISSED_END = "missed_end"
+    LOST_CHILD = "lost_child"
     MISCOUNTED = "miscounted"
     STRAY = "stray"
     ORPHAN = "orphan"

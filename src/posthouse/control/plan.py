@@ -100,14 +100,17 @@ def progress_of(
 ) -> Progress:
     """Where each subtask is, by the runs that the journal names; what an ended run had not begun, it never will."""
     runs: dict[str, _Child] = {}
+    known: dict[str, NodeState] = {}
     for one in plan.subtasks:
         made = outcomes.get(subtask_key(one.id))
         if made is not None and (child := children.get(str(made.result))) is not None:
-            runs[one.id] = child
-    states = advance(plan, {one: child.state for one, child in runs.items()}, plan.on_failure)
+            runs[one.id], known[one.id] = child, child.state
+        elif made is not None and made.result is not None:  # the run was made, and is gone
+            known[one.id] = NodeState.FAILED
+    states = advance(plan, known, plan.on_failure)
     if run.terminal:
         # Skipped is what was said to be; the others might have had what they needed.
-        idle = {one for one in states if one not in runs and skipped_key(one) not in outcomes}
+        idle = {one for one in states if one not in known and skipped_key(one) not in outcomes}
         states |= dict.fromkeys(idle, NodeState.CANCELLED)
     nodes = (
         Node(one, states[one.id], runs[one.id].record if one.id in runs else None)

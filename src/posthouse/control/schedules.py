@@ -51,6 +51,7 @@ class Timetable:
         wanted = wish.submission
         rule = rule_of(wish.cron, wish.time_zone)
         definition, value = self._submissions.checked(wanted)
+        models = self._submissions.models_of(wanted)
         _check_metadata(wanted)
         now = await self._schedules.now()
         schedule = Schedule(
@@ -68,6 +69,8 @@ class Timetable:
             catch_up=wish.catch_up,
             created_at=now,
             next_slot=rule.next_after(now),
+            budget=wanted.budget if wanted.budget and wanted.budget.rows() else None,
+            models=models,
         )
         kept = await self._create(schedule, wanted.key, wish.fingerprint)
         first = rule.next_after(kept.created_at)

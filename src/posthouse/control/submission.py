@@ -1,7 +1,7 @@
 """Taking in a run: its input is validated here, and it is in Redis when the answer is given."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,7 +74,10 @@ class Submission:
 
 
 class Submissions:
-    """Accepts runs of the given workflows; a run is kept `ttl_seconds` after its end."""
+    """Accepts runs of the given workflows; a run is kept `ttl_seconds` after its end.
+
+    `endpoints` are the names of those that its own models may be at; None when they are not known here.
+    """
 
     def __init__(
         self,
@@ -82,10 +85,12 @@ class Submissions:
         workflows: Mapping[str, Workflow[Any, Any]],
         *,
         ttl_seconds: int,
+        endpoints: Collection[str] | None = None,
     ) -> None:
         self._transitions = transitions
         self._workflows = workflows
         self._ttl_ms = ttl_seconds * 1000
+        self._endpoints = endpoints
 
     async def submit(self, submission: Submission) -> Accepted:
         """The accepted run, or the one that the same key made before.
@@ -93,7 +98,7 @@ class Submissions:
         Raises InvalidRequest, IdempotencyMismatch, QueueFull, StorageUnavailable.
         """
         definition, value = self.checked(submission)
-        models = checked_models(submission.models)
+        models = self.models_of(submission)
         created = RunCreated(workflow=definition.name, version=definition.version)
         accepted = await self._accept(
             Acceptance(
@@ -122,6 +127,10 @@ class Submissions:
         """The definition that is asked for, and its input as the definition reads it. Raises InvalidRequest."""
         definition = self._definition(submission.workflow)
         return definition, _validated(definition.input_model, submission)
+
+    def models_of(self, submission: Submission) -> dict[str, tuple[str, ...]]:
+        """The run's own models by tier. Raises InvalidRequest."""
+        return checked_models(submission.models, self._endpoints)
 
     @property
     def ttl_ms(self) -> int:

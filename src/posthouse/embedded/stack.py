@@ -72,7 +72,7 @@ def lay_out(settings: Settings, *, any_port: bool = False, slots: int | None = N
     api = Process(
         name="api",
         argv=_module("api_app"),
-        env=shared | {"POSTHOUSE_HOST": settings.host, "POSTHOUSE_PORT": str(port)},
+        env=shared | model_env | {"POSTHOUSE_HOST": settings.host, "POSTHOUSE_PORT": str(port)},
         ready=answers_http(host, port, "/health/ready"),
         stage=1,
     )

@@ -110,6 +110,8 @@ class Clockwork:
         # Before the new one begins, so that a worker that dies here leaves a slot that is due, not two runs.
         with suppress(NotFound, Conflict, StorageUnavailable):
             await self._transitions.cancel(run_id, schedule.tenant)
+            if self._metrics is not None:
+                self._metrics.run_cancelled()
         return await insist(lambda: self._schedules.fire(schedule, firing))
 
 

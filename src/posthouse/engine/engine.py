@@ -9,9 +9,10 @@ import structlog
 
 from posthouse import __version__, clock, ids
 from posthouse.engine.clockwork import Clockwork
+from posthouse.engine.insist import insist
 from posthouse.engine.slice import AnyWorkflow, Slice, Workshop, owner_of
-from posthouse.errors import StorageUnavailable
-from posthouse.runs.ownership import Claimed
+from posthouse.errors import OwnershipLost, StorageUnavailable
+from posthouse.runs.ownership import Claimed, Swept
 from posthouse.runs.transitions import Transitions
 from posthouse.storage.ending import ended
 
@@ -161,8 +162,12 @@ class Engine:
             log.error("slice_broke", slice=task.get_name(), exc_info=error)
 
     async def carry_alone(self, run: Claimed) -> None:
-        """Carries one run that another process claimed, and nothing else; that process may be killed for it."""
+        """Carries one run that another process claimed, at most until it has committed a step.
+
+        That process may be killed for it.
+        """
         leases = self._workshop.shared.leases
+        self._workshop.shared.drain.with_a_commit = True
         chores = {
             # Without health: it is no worker of the fleet.
             "beat": lambda: leases.keep(dict),
@@ -189,6 +194,11 @@ class Engine:
             task.cancel()
 
         held = self._workshop.shared.leases.hold(run, sent_at, on_loss)
+        try:
+            await insist(lambda: self._transitions.isolate(run))
+        except OwnershipLost:
+            log.info("slice_dropped", run_id=run.run_id, epoch=run.epoch)
+            return
         await Slice(self._workshop, held).carry()
 
     async def _sweep(self) -> None:
@@ -201,13 +211,18 @@ class Engine:
                     lease_ms, may_end_leases=leases.calm(), readable=self._readable
                 )
                 more = swept.more
-                if swept.lapsed or swept.requeued or swept.broken:
-                    log.warning("swept", **vars(swept))
+                self._count(swept)
             except StorageUnavailable as error:
                 leases.trouble(error)
             if not more:
                 # Jitter, so that the workers of a fleet do not sweep all at once.
                 await clock.sleep(leases.lease_seconds / 12 * (1 + self._jitter.random()))
+
+    def _count(self, swept: Swept) -> None:
+        failed = swept.timed_out + swept.poisoned
+        if swept.lapsed or swept.requeued or swept.broken or failed:
+            log.warning("swept", **vars(swept))
+        self._workshop.metrics.runs_ended_by_scripts(failed=failed, cancelled=swept.cancelled)
 
     def begin_drain(self) -> None:
         """From now on no step begins here; slices give their runs back at the next one."""

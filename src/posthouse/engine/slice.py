@@ -90,9 +90,9 @@ class Slice:
                 self._workshop.shared.leases.drop(held)
 
     async def _give_back(self) -> None:
-        run, told = self._held.run, self._held.told
+        run, told, drain = self._held.run, self._held.told, self._workshop.shared.drain
         giving = asyncio.ensure_future(
-            insist(lambda: self._workshop.transitions.release(run, told))
+            insist(lambda: self._workshop.transitions.release(run, told, drain.reason))
         )
         try:
             await asyncio.shield(giving)

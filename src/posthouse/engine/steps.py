@@ -58,10 +58,17 @@ class Bounds:
 
 
 class DrainFlag:
-    """Says that this worker stops; raised once and for all."""
+    """Says that no further step begins here, and why; raised once and for all, if wanted with the first commit."""
 
     def __init__(self) -> None:
         self.raised = False
+        self.reason = "drain"
+        self.with_a_commit = False
+
+    def committed(self) -> None:
+        """A step has been committed: whoever was a suspect is none any more."""
+        if self.with_a_commit and not self.raised:
+            self.raised, self.reason = True, "isolation"
 
 
 @dataclass(frozen=True)
@@ -314,6 +321,7 @@ class JournalledSteps:
         held = self._held
         await self._told(self._shared.store.commit(held.run, held.told, record))
         held.run = replace(held.run, down_since=0)
+        self._shared.drain.committed()
 
     async def _told(self, call: Awaitable[Told]) -> None:
         told = await call

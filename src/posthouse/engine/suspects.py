@@ -39,7 +39,10 @@ class Isolation(Protocol):
 
 
 class Suspects:
-    """Carries suspects, at most two at once; this process keeps their leases while they wait and work."""
+    """Carries suspects, at most two at once; this process keeps their leases while they wait and work.
+
+    One that has waited for a lease is given back, so that another worker may have a place for it.
+    """
 
     def __init__(self, isolation: Isolation, transitions: Transitions, leases: Leases) -> None:
         self._isolation = isolation
@@ -66,14 +69,18 @@ class Suspects:
                 log.info("slice_dropped")
             except asyncio.CancelledError:
                 if not held.lost:
-                    await self._give_back(held)
+                    await self._give_back(held, "drain")
                 raise
             finally:
                 self._leases.drop(held)
 
     async def _alone(self, held: Held) -> None:
-        with self._may_wait():
-            await self._places.acquire()
+        try:
+            with self._may_wait():
+                async with asyncio.timeout(self._leases.lease_seconds):
+                    await self._places.acquire()
+        except TimeoutError:
+            return await self._give_back(held, "isolation")
         try:
             log.warning("suspect_isolated", crashes=held.run.crashes)
             survived = await self._isolation.carry(held.run)
@@ -81,7 +88,7 @@ class Suspects:
             log.error("suspect_not_started", reason=str(error))
             with self._may_wait():
                 await clock.sleep(self._leases.lease_seconds)
-            return await self._give_back(held)
+            return await self._give_back(held, "isolation")
         finally:
             self._places.release()
         # From here on nobody need be told that the ownership is gone.
@@ -101,8 +108,8 @@ class Suspects:
         finally:
             self._waiting.discard(task)
 
-    async def _give_back(self, held: Held) -> None:
-        await insist(lambda: self._transitions.release(held.run, held.told))
+    async def _give_back(self, held: Held, reason: str) -> None:
+        await insist(lambda: self._transitions.release(held.run, held.told, reason))
         log.info("run_released")
 
     async def _settle(self, run: Claimed, survived: bool) -> None:

@@ -43,7 +43,7 @@ class RunStarted(Fact):
 class RunResumed(Fact):
     """A worker claimed the run again.
 
-    `reason` is crash, drain, lost, retry, or what it waited for: timer, model, input, child.
+    `reason` is crash, drain, isolation, lost, retry, or what it waited for: timer, model, input, child.
     """
 
     type: Literal["run.resumed"] = "run.resumed"

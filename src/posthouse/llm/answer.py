@@ -10,6 +10,7 @@ import structlog
 
 from posthouse.llm import classify
 from posthouse.llm.messages import Completion, Tokens, ToolCall
+from posthouse.llm.provider import Listener
 
 # What the longest output limits of models come to (128,000 tokens); what writes more goes in circles.
 MOST_CHARACTERS = 512 * 1024
@@ -49,7 +50,7 @@ class _PartialCall:
 
 
 class PartialAnswer:
-    """Takes the chunks of one answer; `on_text` gets each piece of its text.
+    """Takes the chunks of one answer; `on_text` gets each piece of its text, and a Listener the size of the rest.
 
     Garbage in a chunk raises ValueError, TypeError or AttributeError.
     """
@@ -75,6 +76,11 @@ class PartialAnswer:
         """Counts what came and was too much to be read."""
         self._size += max(size, MOST_CHARACTERS + 1)
 
+    def hear(self, characters: int) -> None:
+        """Tells a Listener of so much that is no text."""
+        if isinstance(self._on_text, Listener):
+            self._on_text.hear(characters)
+
     def add(self, chunk: dict[str, Any]) -> None:
         """One more chunk. Raises ErrorInStream."""
         if error := chunk.get("error"):
@@ -96,6 +102,7 @@ class PartialAnswer:
         if refusal := delta.get("refusal"):
             self._declined = True
             self._size += len(refusal)
+            self.hear(len(refusal))
         for piece in delta.get("tool_calls") or ():
             self._add_call(piece)
         if function := delta.get("function_call"):
@@ -133,8 +140,10 @@ class PartialAnswer:
         # Some servers say the name again with every piece.
         if name and call.names != [name]:
             call.names.append(name)
+            self.hear(len(name))
         if arguments:
             call.arguments.append(arguments)
+            self.hear(len(arguments))
 
     def completion(self, asked_model: str, latency_ms: int) -> Completion:
         """The whole answer; a refusal's words are not in it. Raises ModelUnavailable when it was cut."""

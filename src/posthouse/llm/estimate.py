@@ -31,9 +31,9 @@ def expected_tokens(request: ModelRequest) -> int:
     return input_tokens(request) + output
 
 
-def text_tokens(text: str) -> int:
-    """What a text takes."""
-    return _tokens(len(text))
+def written_tokens(characters: int) -> int:
+    """What it takes to write so much."""
+    return _tokens(characters)
 
 
 def _tokens(characters: int) -> int:

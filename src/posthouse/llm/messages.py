@@ -93,7 +93,8 @@ class Completion(_Frozen):
     """A whole answer; `tokens` is None when the provider did not say.
 
     A refusal has finish_reason "refusal", a filtered answer "content_filter", one too long to be
-    read "length": none of their words is in it, and `withheld` says how many characters came.
+    read "length": none of their words is in it, and `withheld` says how many characters came;
+    so it does for what an agent's time was not enough for.
     `model` is what the provider says that answered, at the endpoint `provider`.
     `rules` are those by which the agent loop judged the turn; 0 are those from before there were any.
     `asks` are the ids of the calls about which a person is asked before they are made.

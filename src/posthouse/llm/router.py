@@ -159,21 +159,29 @@ def checked_models(
     """
     checked: dict[str, tuple[str, ...]] = {}
     for tier, texts in models.items():
+        place = f"models.{tier[:40]}"
         if tier not in tuple(Tier):
-            raise InvalidRequest(
-                f"models: there is no tier {tier[:40]!r}; there are fast and smart"
-            )
+            raise _refused(place, "there is no such tier; there are fast and smart")
         if not 0 < len(texts) <= MOST_MODELS:
-            raise InvalidRequest(f"models: tier {tier!r} takes 1 to {MOST_MODELS} models")
-        try:
-            found = [Reference.of(text) for text in texts]
-        except ValueError as error:
-            raise InvalidRequest(f"models: {error}") from None
-        for one in found:
-            if providers is not None and one.provider not in providers:
-                raise InvalidRequest(f"models: {_unknown(one, providers)}")
+            raise _refused(place, f"a tier takes 1 to {MOST_MODELS} models")
+        found = [_known(f"{place}.{number}", text, providers) for number, text in enumerate(texts)]
         checked[tier] = tuple(map(str, dict.fromkeys(found)))
     return checked
+
+
+def _known(place: str, text: str, providers: Collection[str] | None) -> Reference:
+    try:
+        reference = Reference.of(text)
+    except ValueError as error:
+        raise _refused(place, str(error)) from None
+    if providers is not None and reference.provider not in providers:
+        raise _refused(place, _unknown(reference, providers))
+    return reference
+
+
+def _refused(location: str, message: str) -> InvalidRequest:
+    error = {"location": location, "message": message}
+    return InvalidRequest(f"{location}: {message}", errors=(error,))
 
 
 def _unknown(reference: Reference, providers: Collection[str]) -> str:

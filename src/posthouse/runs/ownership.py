@@ -99,11 +99,17 @@ class Lease:
 
 @dataclass(frozen=True)
 class Swept:
-    """What one sweep found: leases that lapsed, timers that rang, lost entries, ended trees, broken records."""
+    """What one sweep found: leases that lapsed, timers that rang, lost entries, ended trees, broken records.
+
+    And what scripts, this one or others, have ended since the last sweep; `cancelled` with a run above.
+    """
 
     lapsed: int
     woken: int
     requeued: int
     purged: int
     broken: int
+    timed_out: int
+    poisoned: int
+    cancelled: int
     more: bool

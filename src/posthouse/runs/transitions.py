@@ -25,6 +25,7 @@ _FULL = {
     b"depth": "too many runs wait to begin; try again later",
     b"age": "runs wait too long to begin; try again later",
     b"memory": "Redis is nearly full; try again later",
+    b"later": "too many runs wait for their time; try again later",
 }
 CLAIM_LIMIT = 32
 HEARTBEAT_LIMIT = 200
@@ -59,7 +60,10 @@ class Acceptance:
 
 @dataclass(frozen=True)
 class Admission:
-    """What a fleet takes in: runs that wait to begin, how long the first of them may wait, how full Redis may be."""
+    """What a fleet takes in: runs that wait to begin, how long the first of them may wait, how full Redis may be.
+
+    As many again may wait for their time (`not_before`).
+    """
 
     depth: int = 10_000
     age_ms: int = 3_600_000
@@ -92,11 +96,11 @@ class Transitions:
         self, redis: Redis, scripts: Scripts | None = None, admission: Admission | None = None
     ) -> None:
         self._scripts = scripts or Scripts(redis)
-        self._admission = admission or Admission()
+        admission = admission or Admission()
+        self._bounds = (admission.depth, admission.age_ms, admission.memory_percent)
 
     async def accept(self, run: Acceptance) -> Accepted:
         """Writes record, first event and queue entry at once. Raises IdempotencyMismatch, QueueFull."""
-        admission = self._admission
         verdict, run_id, created_at = await self._scripts.call(
             Script.ACCEPT,
             *(
@@ -111,11 +115,10 @@ class Transitions:
             *(run.band, run.ttl_ms, *run.created.fields()),
             *(run.idempotency_key, run.fingerprint, run.idempotency_ttl_ms),
             *(run.not_before_ms, run.timeout_ms),
-            *(admission.depth, admission.age_ms, admission.memory_percent),
+            *self._bounds,
             *(run.models, *rows(run.budget)),
         )
-        if verdict == b"full":
-            raise QueueFull(_FULL[run_id], retry_after=int(created_at))
+        _refuse_when_full(verdict, run_id, created_at)
         if verdict == b"mismatch":
             raise IdempotencyMismatch("this Idempotency-Key was used before with another request")
         return Accepted(run_id.decode(), int(created_at), replayed=verdict == b"replayed")
@@ -157,9 +160,9 @@ class Transitions:
             lost += [lease for lease, answer in zip(part, kept, strict=True) if not answer]
         return lost
 
-    async def release(self, run: Claimed, told: int) -> None:
+    async def release(self, run: Claimed, told: int, reason: str = "drain") -> None:
         """Gives the run back and enqueues it at once; it is not counted as a crash."""
-        await self._scripts.call(Script.RELEASE, run.run_id, run.fence, told)
+        await self._scripts.call(Script.RELEASE, run.run_id, run.fence, told, reason)
 
     async def finish(self, run: Claimed, told: int, ending: Ending) -> None:
         """Ends the run. Raises OwnershipLost when somebody else owns or has ended it."""
@@ -176,15 +179,17 @@ class Transitions:
         verdict, status = await self._scripts.call(
             Script.CANCEL, run_id, tenant, *Draft(event=RunCancelled()).fields()
         )
-        match verdict:
+        match _on_a_known_run(verdict, run_id):
             case b"cancelled":
                 return
-            case b"missing":
-                raise NotFound(f"there is no run {run_id}")
-            case b"newer":
-                raise StorageUnavailable(NEWER)
             case _:
                 raise Conflict(f"the run has ended: it is {status.decode()}")
+
+    async def isolate(self, run: Claimed) -> None:
+        """Says that this process, which has only this suspect, begins it now. Raises OwnershipLost."""
+        [verdict] = await self._scripts.call(Script.ISOLATE, run.run_id, run.fence)
+        if verdict != b"isolated":
+            raise OwnershipLost(run.run_id)
 
     async def crash(self, run: Claimed) -> bool:
         """The process that worked on a suspect is dead: the run is tried again, or has its end now (true).
@@ -203,45 +208,44 @@ class Transitions:
         seen: int,
         again: Sequence[str],
         children: Sequence[tuple[str, Sequence[str]]] = (),
+        limits: Sequence[tuple[str, str | int]] = (),
     ) -> None:
         """Makes an ended run pending again; the steps in `again` are set aside and done anew, the others stay.
 
         With it the `children` that ended without a result, parents first, each with its own steps that are done anew.
         `seen` is the seq of the record by which they were chosen. A run that a retry has made live stays as it is.
-        Raises NotFound; Conflict for a child, a completed or a live run, or one that changed since.
+        `limits` are those of its budget from now on, as `Budget.rows` has them; Conflict for a run without a budget.
+        Raises NotFound; Conflict for a child, a completed or a live run, or one that changed since; QueueFull.
         """
-        verdict, status = await self._scripts.call(
+        verdict, status, *wait = await self._scripts.call(
             Script.RETRY,
             *(run_id, tenant, seen, *Draft(event=RunRetried(steps=len(again))).fields()),
             *rows([(key,) for key in again]),
             *rows([(child, "\n".join(steps)) for child, steps in children]),
+            *self._bounds,
+            *rows(limits),
         )
-        match verdict:
+        _refuse_when_full(verdict, status, *wait)
+        match _on_a_known_run(verdict, run_id):
             case b"retried":
                 return
-            case b"missing":
-                raise NotFound(f"there is no run {run_id}")
-            case b"newer":
-                raise StorageUnavailable(NEWER)
             case b"child":
                 raise Conflict("a child run is retried with its root; retry the root")
             case b"live":
                 raise Conflict(f"the run has not ended: it is {status.decode()}")
             case b"completed":
                 raise Conflict("the run has completed; there is nothing to try again")
+            case b"unlimited":
+                raise Conflict("the run has no budget that a retry could raise")
             case _:
                 raise Conflict("the run changed at the same moment; look at it again")
 
     async def delete(self, run_id: str, tenant: str) -> None:
         """Removes an ended root with its whole tree. Raises NotFound, or Conflict while it lives or for a child."""
         [verdict] = await self._scripts.call(Script.DELETE, run_id, tenant)
-        match verdict:
+        match _on_a_known_run(verdict, run_id):
             case b"deleted":
                 return
-            case b"missing":
-                raise NotFound(f"there is no run {run_id}")
-            case b"newer":
-                raise StorageUnavailable(NEWER)
             case b"child":
                 raise Conflict("a child run goes with its root; delete the root")
             case _:
@@ -254,5 +258,23 @@ class Transitions:
         reply = await self._scripts.call(
             Script.SWEEP, lease_ms, int(may_end_leases), SWEEP_LIMIT, *rows(list(readable))
         )
-        lapsed, woken, requeued, purged, broken, more = reply
-        return Swept(lapsed, woken, requeued, purged, broken, bool(more))
+        lapsed, woken, requeued, purged, broken, timed_out, poisoned, cancelled, more = reply
+        found = (lapsed, woken, requeued, purged, broken)
+        return Swept(*found, timed_out, poisoned, cancelled, bool(more))
+
+
+def _on_a_known_run(verdict: bytes, run_id: str) -> bytes:
+    """The verdict, unless it is that the run is not there, or is of a newer posthouse."""
+    match verdict:
+        case b"missing":
+            raise NotFound(f"there is no run {run_id}")
+        case b"newer":
+            raise StorageUnavailable(NEWER)
+        case _:
+            return verdict
+
+
+def _refuse_when_full(verdict: bytes, reason: bytes, wait: bytes | int = 0) -> None:
+    """Raises QueueFull when that is what accept or retry answered; `wait` in seconds."""
+    if verdict == b"full":
+        raise QueueFull(_FULL[reason], retry_after=int(wait))

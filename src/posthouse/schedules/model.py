@@ -3,7 +3,7 @@
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from itertools import takewhile
@@ -12,9 +12,11 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
 
+from posthouse.budget.model import Budget
 from posthouse.errors import InvalidRequest
 
-SCHEDULE_VERSION = 1
+# 1: the first form; 2: with a budget or models, which who reads only 1 would leave out.
+SCHEDULE_VERSION = 2
 MOST_CAUGHT_UP = 1_000
 # A slot that is looked at within this time is on time, whatever else was missed.
 ON_TIME_MS = 60_000
@@ -27,6 +29,8 @@ _ALL_HOURS = set(range(24))
 _ZONE = re.compile(r"[A-Za-z][A-Za-z0-9_+/-]{0,63}")
 # What these mean differs from one machine to the next.
 _MACHINES_OWN = ("localtime", "posixrules")
+# Second copies that only some machines have; the first ones count leap seconds, which no clock of ours does.
+_COPIES = ("right/", "posix/")
 
 
 class Overlap(StrEnum):
@@ -122,7 +126,8 @@ def rule_of(cron: str, time_zone: str) -> Rule:
 
 
 def _zone(name: str) -> ZoneInfo:
-    if _ZONE.fullmatch(name) and name not in _MACHINES_OWN:
+    known = name not in _MACHINES_OWN and not name.lower().startswith(_COPIES)
+    if known and _ZONE.fullmatch(name):
         try:
             return ZoneInfo(name)
         except (ZoneInfoNotFoundError, ValueError, OSError):
@@ -157,6 +162,7 @@ class Schedule:
     """A schedule as it is kept. `input` is JSON text; `next_slot` None when there is no further one.
 
     Priority 1 to 9, 9 begins first; `ttl_ms` counts from a run's end; `version` is the workflow's when it was made.
+    `budget` and `models` (by tier, as `provider:model`) are those of each run.
     """
 
     schedule_id: str
@@ -178,3 +184,10 @@ class Schedule:
     fired: int = 0
     skipped: int = 0
     pin: Pin | None = None
+    budget: Budget | None = None
+    models: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def form(self) -> int:
+        """The lowest version of the stored form that says all of it."""
+        return SCHEDULE_VERSION if self.budget or self.models else 1

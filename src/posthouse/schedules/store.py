@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 from redis.asyncio import Redis
 
+from posthouse.budget.model import Budget
 from posthouse.clock import iso
 from posthouse.errors import IdempotencyMismatch, NotFound, StorageUnavailable
 from posthouse.events.types import Draft, RunCreated
@@ -171,6 +172,7 @@ class Schedules:
             *(firing.run_id, SCHEMA_VERSION, firing.version, orjson.dumps(metadata)),
             *Draft(event=created).fields(),
             *(admission.depth, admission.age_ms, admission.memory_percent),
+            *rows(schedule.budget.rows() if schedule.budget else []),
         )
         return Answer(verdict.decode()), run_id.decode()
 
@@ -200,7 +202,7 @@ def _readable(schedule_id: str, fields: Mapping[bytes, bytes]) -> Schedule | Non
 
 def _stored(schedule: Schedule) -> dict[str, str | int | bytes]:
     return {
-        "v": SCHEDULE_VERSION,
+        "v": schedule.form,
         "cron": schedule.rule.cron,
         "time_zone": schedule.rule.time_zone,
         "workflow": schedule.workflow,
@@ -212,6 +214,8 @@ def _stored(schedule: Schedule) -> dict[str, str | int | bytes]:
         "timeout": schedule.timeout_ms,
         "overlap": schedule.overlap,
         "catch_up": schedule.catch_up,
+        "budget": schedule.budget.model_dump_json(exclude_none=True) if schedule.budget else "",
+        "models": orjson.dumps(dict(schedule.models)) if schedule.models else "",
     }
 
 
@@ -224,6 +228,7 @@ def _schedule(schedule_id: str, fields: Mapping[bytes, bytes]) -> Schedule:
 
     slot, _, run_id = text("pinned").partition("|")
     metadata: dict[str, Any] = orjson.loads(text("metadata"))
+    budget, models = text("budget"), orjson.loads(text("models") or "{}")
     return Schedule(
         schedule_id=schedule_id,
         tenant=text("tenant"),
@@ -244,4 +249,6 @@ def _schedule(schedule_id: str, fields: Mapping[bytes, bytes]) -> Schedule:
         fired=whole("fired"),
         skipped=whole("skipped"),
         pin=Pin(int(slot), run_id) if run_id else None,
+        budget=Budget.model_validate_json(budget) if budget else None,
+        models={tier: tuple(names) for tier, names in models.items()},
     )

@@ -9,6 +9,7 @@ DRAINED = "queue:drained"
 WORKERS = "workers"
 HELD = "held"
 SCHEDULES = "schedules"
+LATER = "later"
 
 ARQ_PREFIXES = ("arq:job:", "arq:in-progress:", "arq:retry:")
 

@@ -31,6 +31,7 @@ class Script(StrEnum):
     RELEASE = "release"
     FINISH = "finish"
     CANCEL = "cancel"
+    ISOLATE = "isolate"
     CRASH = "crash"
     RETRY = "retry"
     DELETE = "delete"
@@ -46,7 +47,7 @@ class Script(StrEnum):
 
 TAKES_IN = (Script.ACCEPT, Script.RETRY, Script.SCHEDULE, Script.FIRE)
 # What several scripts need and most do not.
-SHARED = {Script.ACCEPT: "intake", Script.FIRE: "intake"}
+SHARED = dict.fromkeys((Script.ACCEPT, Script.RETRY, Script.FIRE, Script.SWEEP), "intake")
 
 
 def source(script: Script) -> str:

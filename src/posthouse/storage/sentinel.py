@@ -13,12 +13,13 @@ from redis.asyncio.sentinel import (
     SentinelManagedConnection,
     SentinelManagedSSLConnection,
 )
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError
 
 from posthouse.storage.ending import ended
 
 PORT = 26379
 _SCHEMES = {"redis+sentinel": "redis", "rediss+sentinel": "rediss"}
+_LOGIN = {"sentinel_username": "username", "sentinel_password": "password"}
 _FORM = "redis+sentinel://[user:password@]host:26379,host:26379/<service>[?db=0]"
 
 
@@ -30,7 +31,8 @@ def is_sentinel(url: str) -> bool:
 def master_pool(url: str, **options: Any) -> "MasterPool":
     """A pool of connections to the master of the service that the URL names. Raises ValueError for a bad URL.
 
-    `options` are those of a blocking pool; the URL's own win. User and password are the servers', not the sentinels'.
+    `options` are those of a blocking pool; the URL's own win. User and password are the servers'; the sentinels' are
+    `sentinel_username` and `sentinel_password` in its query.
     """
     parts = urlsplit(url)
     credentials, at, hosts = parts.netloc.rpartition("@")
@@ -46,11 +48,20 @@ def master_pool(url: str, **options: Any) -> "MasterPool":
     # A sentinel answers at once or not at all.
     asking |= {"socket_timeout": options["socket_connect_timeout"], "ssl": tls}
     asking |= {name: value for name, value in wanted.items() if name.startswith("ssl_")}
+    asking |= _sentinels_login(parts.query)
+    for name in _LOGIN:
+        wanted.pop(name, None)
     addresses = [_address(host) for host in hosts.split(",")]
     sentinels = Sentinels(addresses, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
     options |= wanted
     options["connection_class"] = SentinelManagedSSLConnection if tls else SentinelManagedConnection
     return MasterPool(service, sentinels, **options)  # type: ignore[no-untyped-call]
+
+
+def _sentinels_login(query: str) -> dict[str, str]:
+    """Written as elsewhere in the URL: redis-py would take a + for a space, and what looks escaped twice."""
+    pairs = (pair.partition("=") for pair in query.split("&"))
+    return {_LOGIN[name]: unquote(value) for name, _, value in pairs if name in _LOGIN and value}
 
 
 def _address(host: str) -> tuple[str, int]:
@@ -66,20 +77,24 @@ class Sentinels(Sentinel):
     """Several sentinels, asked all at once, so that one that is silent costs nothing."""
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
-        """The address that the first one says that knows it. Raises MasterNotFoundError."""
+        """The address that the first one says that knows it. Raises MasterNotFoundError, AuthenticationError."""
         asked = [asyncio.create_task(self._ask(one, service_name)) for one in self.sentinels]
-        failure = None
+        failure = refusal = None
         try:
             for answer in asyncio.as_completed(asked):
                 match await answer:
                     case (host, port):
                         return host, port
+                    case AuthenticationError() as error:
+                        refusal = error
                     case Exception() as error:
                         failure = error
                     case _:
                         pass
         finally:
             await ended(asked)
+        if refusal is not None:
+            raise refusal
         message = f"no sentinel knows a master of {service_name!r} that is up"
         raise MasterNotFoundError(message) from failure
 

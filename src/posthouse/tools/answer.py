@@ -42,7 +42,7 @@ def answered(value: object, limit: int) -> ToolAnswer:
     """
     match value:
         case ToolAnswer():
-            return value.model_copy(update={"text": cut(value.text, limit)})
+            return value.model_copy(update={"text": cut(value.text, limit), "mistaken": False})
         case str():
             return ToolAnswer(text=cut(value, limit))
         case _:
@@ -60,6 +60,11 @@ def failed(
         status_code=status_code,
     )
     return ToolAnswer(text=problem.model_dump_json(exclude_none=True), problem=problem)
+
+
+def mistaken(kind: str, message: str) -> ToolAnswer:
+    """The answer to a call that cannot be made as the model wrote it."""
+    return failed(kind, message).model_copy(update={"mistaken": True})
 
 
 def failed_by(error: ToolFailed) -> ToolAnswer:

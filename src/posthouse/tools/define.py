@@ -14,7 +14,7 @@ from posthouse.errors import ConfigurationError, ToolFailed
 from posthouse.inputs.model import OnTimeout
 from posthouse.llm.messages import ToolOffer
 from posthouse.registry import checked_name
-from posthouse.tools.answer import answered, failed, failed_by
+from posthouse.tools.answer import answered, failed, failed_by, mistaken
 from posthouse.tools.arguments import Arguments, ArgumentsRefused, Function, arguments_of
 from posthouse.tools.attempts import with_retries
 from posthouse.tools.model import Approval, Effect, InDoubt, Tool, ToolAnswer, ToolContext
@@ -143,7 +143,7 @@ class _Body:
         try:
             self.arguments.parse(text)
         except ArgumentsRefused as error:
-            return failed("invalid_arguments", str(error))
+            return mistaken("invalid_arguments", str(error))
         except Exception:
             log.exception("tool_call_broke", tool=self.name)
             return failed("unexpected", "the tool failed")
@@ -164,7 +164,7 @@ class _Body:
                 result = await self.function(*leading, **values)
             answer = answered(result, self.terms.max_result_bytes)
         except ArgumentsRefused as error:
-            return failed("invalid_arguments", str(error))
+            return mistaken("invalid_arguments", str(error))
         except ToolFailed as error:
             return failed_by(error)
         except TimeoutError:

@@ -112,7 +112,8 @@ class ToolProblem(BaseModel):
 class ToolAnswer(BaseModel):
     """What the model is told (`text`), what went wrong if anything, and which documents were read.
 
-    Unless it is `trusted`, the model is told that the text came from outside.
+    Unless it is `trusted`, the model is told that the text came from outside. `mistaken` is said by whoever looked at
+    the call before it was made: all that it tells is what was wrong there, in no words from outside.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -121,6 +122,7 @@ class ToolAnswer(BaseModel):
     problem: ToolProblem | None = None
     sources: tuple[Source, ...] = ()
     trusted: bool = False
+    mistaken: bool = False
 
 
 @dataclass(frozen=True)

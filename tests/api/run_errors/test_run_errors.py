@@ -104,6 +104,17 @@ async def test_a_short_wait_that_the_provider_asks_for_is_waited(bench):
     assert leaks(seen) == []
 
 
+async def test_refusals_for_the_rate_are_counted_by_themselves(bench):
+    busy = no(429, Retry_After_Ms="200")
+    seen = await bench.run(CUT, no(500), busy, CUT, said("# Posts"))
+    assert (seen.record["status"], seen.record["error"]) == ("completed", None)
+    retries = [(r["code"], r["attempt"]) for r in seen.data("model.retrying")]
+    assert retries == [
+        ("connection", 1), ("server_error", 2), ("rate_limit", 1), ("connection", 1),
+    ]  # fmt: skip
+    assert leaks(seen) == []
+
+
 async def test_one_fault_costs_one_try(bench):
     seen = await bench.run(CUT, no(500), said("# Posts"))
     assert (seen.record["status"], seen.record["error"]) == ("completed", None)

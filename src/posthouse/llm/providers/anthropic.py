@@ -1,6 +1,5 @@
 """Anthropic's own interface, and whatever speaks it; the only file that knows the SDK."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import anthropic
 import httpx2
 import orjson
-import structlog
 from anthropic import AsyncAnthropic, AsyncStream, DefaultAsyncHttpxClient
 
 from posthouse import clock
@@ -21,7 +19,8 @@ from posthouse.llm.answer import (
     safe_name,
     storable,
 )
-from posthouse.llm.bounded import bound_error
+from posthouse.llm.connection import UNPACKED, connected
+from posthouse.llm.exchange import GARBLED, Failures, completed
 from posthouse.llm.frames import EventReader, EventTooLong
 from posthouse.llm.messages import (
     AssistantMessage,
@@ -40,8 +39,7 @@ DEFAULT_BASE_URL = "https://api.anthropic.com"
 # The interface wants a limit; this one every model of today takes.
 MOST_OUTPUT_TOKENS = 8192
 
-_CONNECT_SECONDS = 10.0
-_LOGGED_CHARACTERS = 2000
+_SEARCHED_CHARACTERS = 2000
 _UNREADABLE_CHARACTERS = 4000
 _SHAPE = "Gives the final answer. Call it once, alone, when the work is done."
 _FINISHES = {
@@ -64,10 +62,6 @@ _STATUSES = {
     "invalid_request_error": 400,
     "timeout_error": 408,
 }
-# What a server garbles shows where it is used.
-_GARBLED = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
-
-_log = structlog.get_logger(__name__)
 
 
 def anthropic_provider(
@@ -82,20 +76,16 @@ def anthropic_provider(
 
     An answer of which nothing arrives for `idle_seconds` is given up, to be asked for again. `heard` gets the headers.
     """
-    timeout = anthropic.Timeout(idle_seconds, connect=_CONNECT_SECONDS)
-    limits = httpx2.Limits(
-        max_connections=max_connections, max_keepalive_connections=max_connections
+    http = connected(
+        DefaultAsyncHttpxClient, max_connections=max_connections, idle_seconds=idle_seconds
     )
     client = AsyncAnthropic(
         api_key=api_key or "none",
         base_url=base_url or DEFAULT_BASE_URL,
         max_retries=0,
-        # Packed, a few bytes on the wire are seconds of work in one go.
-        default_headers={"Accept-Encoding": "identity"},
-        timeout=timeout,
-        http_client=DefaultAsyncHttpxClient(
-            limits=limits, timeout=timeout, event_hooks={"response": [bound_error]}
-        ),
+        default_headers=UNPACKED,
+        timeout=http.timeout,
+        http_client=http,
     )
     return AnthropicProvider(client, heard)
 
@@ -116,22 +106,7 @@ class AnthropicProvider:
 
         Raises ModelUnavailable (transient), or Fatal (a bad key, an unknown model).
         """
-        started = clock.monotonic()
-        try:
-            async with asyncio.timeout(request.timeout_seconds):
-                answer = await self._answer(request, on_text)
-            return answer.completion(request.model, round((clock.monotonic() - started) * 1000))
-        except TimeoutError:
-            raise classify.timed_out() from None
-        except (
-            anthropic.AnthropicError,
-            httpx2.RequestError,
-            ErrorInStream,
-            *_GARBLED,
-        ) as error:
-            _log_failure(request.model, error)
-            # Not chained: whoever prints the error must not print the provider's words.
-            raise _classified(error) from None
+        return await completed(request, self._answer(request, on_text), _FAILURES)
 
     async def _answer(self, request: ModelRequest, on_text: Callable[[str], None]) -> PartialAnswer:
         answer = PartialAnswer(on_text)
@@ -163,7 +138,7 @@ class _Translation:
         self._shaped: set[int] = set()
         # Where a form is asked for, words are the answer only when no call of it comes.
         self._words: list[str] = []
-        self._kept = 0
+        self.kept = 0
         self._input = 0
         self._finish: str | None = None
 
@@ -185,6 +160,7 @@ class _Translation:
             case "message_stop":
                 # Only now is it whole: the reason comes before.
                 words = "" if self._shaped else "".join(self._words)
+                self.kept = 0
                 return _choice({"content": words}, self._finish)
             case _:
                 return None
@@ -218,8 +194,8 @@ class _Translation:
     def _held(self, text: str) -> bool:
         """Keeps words back, while there is room for them in an answer."""
         self._words.append(text)
-        self._kept += len(text)
-        return self._kept <= MOST_CHARACTERS
+        self.kept += len(text)
+        return self.kept <= MOST_CHARACTERS
 
     def _end(self, event: dict[str, Any]) -> dict[str, Any]:
         reason = event["delta"].get("stop_reason")
@@ -254,6 +230,8 @@ async def _read(
                     return
     except EventTooLong as error:
         answer.overflow(error.size)
+    finally:
+        answer.hear(translation.kept)
 
 
 def body_of(request: ModelRequest) -> dict[str, Any]:
@@ -365,21 +343,22 @@ def _classified(error: Exception) -> RunFailed:
 
 def _code(words: str) -> str:
     """What only an error's words say, as a code that `classify` knows."""
-    if "prompt is too long" in words[:_LOGGED_CHARACTERS]:
+    if "prompt is too long" in words[:_SEARCHED_CHARACTERS]:
         return "context_length_exceeded"
-    if "credit balance is too low" in words[:_LOGGED_CHARACTERS]:
+    if "credit balance is too low" in words[:_SEARCHED_CHARACTERS]:
         return "insufficient_quota"
     return ""
 
 
-def _log_failure(model: str, error: Exception) -> None:
+def _detail(error: Exception) -> str:
+    """What the error says, and what of the connection was behind it."""
+    # Of that the kind alone: its text may quote what was to be sent, the key too.
     cause = error.__cause__
-    _log.warning(
-        "llm_error",
-        model=model,
-        error=type(error).__name__,
-        status=getattr(error, "status_code", None),
-        request=getattr(error, "request_id", None),
-        # Of a connection's error the kind alone: its text may quote what was to be sent, the key too.
-        detail=f"{error} {type(cause).__name__ if cause else ''}".strip()[:_LOGGED_CHARACTERS],
-    )
+    return f"{error} {type(cause).__name__ if cause else ''}".strip()
+
+
+_FAILURES = Failures(
+    (anthropic.AnthropicError, httpx2.RequestError, ErrorInStream, *GARBLED, KeyError),
+    _classified,
+    _detail,
+)

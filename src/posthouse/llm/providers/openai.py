@@ -9,7 +9,6 @@ from typing import Any
 import httpx2
 import openai
 import orjson
-import structlog
 from openai import AsyncOpenAI, AsyncStream, DefaultAsyncHttpxClient
 from openai.types.chat import ChatCompletionChunk
 
@@ -17,7 +16,8 @@ from posthouse import clock
 from posthouse.errors import RunFailed
 from posthouse.llm import classify
 from posthouse.llm.answer import ErrorInStream, PartialAnswer, safe_name, storable
-from posthouse.llm.bounded import bound_error
+from posthouse.llm.connection import UNPACKED, connected
+from posthouse.llm.exchange import GARBLED, Failures, completed
 from posthouse.llm.frames import EventReader, EventTooLong
 from posthouse.llm.messages import (
     AssistantMessage,
@@ -36,20 +36,14 @@ from posthouse.llm.strict import is_strict
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 
-_CONNECT_SECONDS = 10.0
 _DRAIN_SECONDS = 0.1
-_LOGGED_CHARACTERS = 2000
+_SEARCHED_CHARACTERS = 2000
 # No tool takes longer arguments.
 _MOST_ARGUMENT_CHARACTERS = 256 * 1024
 # What of unreadable arguments is sent back: enough to see what is wrong with them.
 _UNREADABLE_CHARACTERS = 4000
 # What an endpoint may refuse and do without; every use of an answer checks it all the same.
 _OPTIONAL = re.compile(r"\b(temperature|response_format)\b")
-
-# What a server garbles shows where it is used.
-_GARBLED = (ValueError, TypeError, AttributeError, RecursionError)
-
-_log = structlog.get_logger(__name__)
 
 
 def openai_provider(
@@ -64,20 +58,16 @@ def openai_provider(
 
     An answer of which nothing arrives for `idle_seconds` is given up, to be asked for again. `heard` gets the headers.
     """
-    timeout = openai.Timeout(idle_seconds, connect=_CONNECT_SECONDS)
-    limits = httpx2.Limits(
-        max_connections=max_connections, max_keepalive_connections=max_connections
+    http = connected(
+        DefaultAsyncHttpxClient, max_connections=max_connections, idle_seconds=idle_seconds
     )
     client = AsyncOpenAI(
         api_key=api_key or "none",
         base_url=base_url or DEFAULT_BASE_URL,
         max_retries=0,
-        # Packed, a few bytes on the wire are seconds of work in one go.
-        default_headers={"Accept-Encoding": "identity"},
-        timeout=timeout,
-        http_client=DefaultAsyncHttpxClient(
-            limits=limits, timeout=timeout, event_hooks={"response": [bound_error]}
-        ),
+        default_headers=UNPACKED,
+        timeout=http.timeout,
+        http_client=http,
     )
     return OpenAIProvider(client, heard)
 
@@ -101,17 +91,7 @@ class OpenAIProvider:
         Raises ModelUnavailable (transient), ContentRefused (by a filter, unheard), or Fatal (a bad
         key, an unknown model).
         """
-        started = clock.monotonic()
-        try:
-            async with asyncio.timeout(request.timeout_seconds):
-                answer = await self._answer(request, on_text)
-            return answer.completion(request.model, round((clock.monotonic() - started) * 1000))
-        except TimeoutError:
-            raise classify.timed_out() from None
-        except (openai.OpenAIError, httpx2.RequestError, ErrorInStream, *_GARBLED) as error:
-            _log_failure(request.model, error)
-            # Not chained: whoever prints the error must not print the provider's words.
-            raise _classified(error) from None
+        return await completed(request, self._answer(request, on_text), _FAILURES)
 
     async def _answer(self, request: ModelRequest, on_text: Callable[[str], None]) -> PartialAnswer:
         answer = PartialAnswer(on_text)
@@ -165,7 +145,7 @@ def _refused_part(error: openai.APIStatusError) -> str:
     """The name of the optional part that the endpoint refuses, or ""."""
     named = _OPTIONAL.match(error.param) if isinstance(error.param, str) else None
     if named is None and not error.param:
-        named = _OPTIONAL.search(str(error.body)[:_LOGGED_CHARACTERS])
+        named = _OPTIONAL.search(str(error.body)[:_SEARCHED_CHARACTERS])
     return named[1] if named else ""
 
 
@@ -275,17 +255,6 @@ def _classified(error: Exception) -> RunFailed:
             return classify.cut_off()
 
 
-def _log_failure(model: str, error: Exception) -> None:
-    _log.warning(
-        "llm_error",
-        model=model,
-        error=type(error).__name__,
-        status=getattr(error, "status_code", None),
-        request=getattr(error, "request_id", None),
-        detail=_detail(error)[:_LOGGED_CHARACTERS],
-    )
-
-
 def _detail(error: Exception) -> str:
     """What the error says, and what of the connection was behind it."""
     first = error.__cause__
@@ -299,3 +268,8 @@ def _detail(error: Exception) -> str:
         last = deeper
     causes = [first] if str(last) in ("", str(first)) else [first, last]
     return f"{error} " + ", ".join(f"{type(cause).__name__}: {cause}" for cause in causes)
+
+
+_FAILURES = Failures(
+    (openai.OpenAIError, httpx2.RequestError, ErrorInStream, *GARBLED), _classified, _detail
+)

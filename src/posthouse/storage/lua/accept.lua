@@ -23,6 +23,7 @@ if key ~= '' then
 end
 
 local full = no_room(most, longest, mark)
+if not full and new.not_before > now then full = no_room_for_later(most) end
 if full then return full end
 
 if key ~= '' then

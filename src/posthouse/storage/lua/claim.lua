@@ -50,6 +50,8 @@ local function consider(job)
     return nil
   end
   if run.v > highest or not readable[run.workflow .. ':' .. run.version] then
+    -- First: should this break, the run is enqueued again, which says that it waits for nothing.
+    if run.v <= SCHEMA then redis.call('HSET', KEY.run(id), 'wait_reason', 'version') end
     redis.call('SADD', KEY.all_held, KEY.held(run.workflow, run.version))
     redis.call('ZADD', KEY.held(run.workflow, run.version), redis.call('ZSCORE', KEY.queue, job) or '1', job)
     redis.call('ZREM', KEY.queue, job)
@@ -65,6 +67,27 @@ for _, id in ipairs(redis.call('LRANGE', KEY.claims(claim), 0, -1)) do
 end
 if #rows > 0 then return rows end
 
+local function waiting() return redis.call('ZCOUNT', KEY.queue, int(BAND), '+inf') end
+
+-- How fast runs that wait to begin are taken, over the time in which some wait, for whoever is told to come back later:
+-- over the last ten seconds of it or the last ten runs, whichever is more.
+local function measure(before)
+  if before == 0 then
+    redis.call('HDEL', KEY.drained, 'queued_since')
+    return
+  end
+  local left = waiting()
+  local drained = redis.call('HMGET', KEY.drained, 'queued_since', 'queued_ms', 'queued_count')
+  local since, ms, count = number(drained[1]), number(drained[2]), number(drained[3])
+  if since > 0 then
+    ms, count = ms + now - since, count + before - left
+    if ms > 20000 and count > 20 then ms, count = ms / 2, count / 2 end
+  end
+  redis.call('HSET', KEY.drained, 'queued_since', int(left > 0 and now or 0), 'queued_ms', int(ms),
+    'queued_count', int(count))
+end
+
+local waited = waiting()
 if only ~= '' then
   rows[1] = consider(only)
 else
@@ -84,7 +107,7 @@ else
 end
 if #rows > 0 then
   redis.call('PEXPIRE', KEY.claims(claim), int(lease))
-  -- How fast runs are taken, for whoever is told to come back later.
+  -- How many are taken lately, for whoever looks at the queue.
   local drained = redis.call('HMGET', KEY.drained, 'since', 'count')
   if now - number(drained[1]) > 10000 then
     redis.call('HSET', KEY.drained, 'since', int(now), 'count', '0', 'former_count', int(number(drained[2]) + #rows),
@@ -93,4 +116,5 @@ if #rows > 0 then
     redis.call('HINCRBY', KEY.drained, 'count', #rows)
   end
 end
+measure(waited)
 return rows

@@ -221,14 +221,30 @@ local function examine_child(run, root, state)
   return true
 end
 
--- Ends of children that the run was not told of.
+-- A child that is gone ends as failed; one that the journal does not know either is made again.
+local function lose(run, step, child)
+  local made = redis.call('HEXISTS', KEY.journal(run.id), (string.gsub(step, '/end$', ''))) == 1
+  find('lost_child', KEY.waits(run.id), step, made and 'ended as failed' or 'made again', function()
+    if made then
+      journal(run, step, '"result":{"run_id":"' .. child .. '","status":"failed","output":null,"error":' ..
+        PROBLEM.lost .. '}}')
+    end
+    resolve(run, { step }, 'child')
+  end)
+end
+
+-- Ends of children that the run was not told of, or will never be.
 local function examine_waits(run)
   local waits = redis.call('HGETALL', KEY.waits(run.id))
   for i = 1, #waits, 2 do
     local id = string.match(waits[i + 1], '^%d+|child|(.*)$')
-    local child = id and look_up(id)
+    local child, state = nil, nil
+    if id then child, state = look_up(id) end
     if child and TERMINAL[child.status] then
       find('missed_end', KEY.waits(run.id), waits[i], 'told', function() settle(child) end)
+    elseif state == 'gone' and is_parked(run) then
+      -- A run that is not parked looks at its waits itself.
+      lose(run, waits[i], id)
     end
   end
 end

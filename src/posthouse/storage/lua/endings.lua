@@ -147,6 +147,9 @@ end
 
 local conclude
 
+-- Counts an end that no worker and no API counts, for the next sweep to tell of; no end is worth breaking for that.
+local function count_end(code) redis.pcall('HINCRBY', KEY.sweep, 'ended_' .. code, 1) end
+
 -- Ends a child with its parent, which wants to hear nothing of it.
 local function cancel_child(child)
   child.orphan = true
@@ -155,6 +158,7 @@ local function cancel_child(child)
   events[#events + 1] = { 'run.cancelled', '', '', '{}' }
   conclude(child, 'fenced', 'cancelled', events, '', '')
   dismiss(owner, child.id, fence)
+  count_end('cancelled')
 end
 
 -- What no wait led to: calls that broke can have left a child, or a question.
@@ -201,6 +205,7 @@ end
 -- What an ended run needs no more.
 local function tidy(run)
   drop_dispatch(run)
+  if run.not_before > 0 then redis.call('ZREM', KEY.later, run.id) end
   redis.call('DEL', KEY.waits(run.id))
   -- Effects that were begun stay in doubt: a retry must not make them again without a word.
   for _, field in ipairs(redis.call('HKEYS', KEY.starts(run.id))) do
@@ -231,6 +236,7 @@ end
 local PROBLEM = {
   timeout = '{"code":"timeout","message":"The run took longer than its timeout.","retryable":true}',
   poisoned = '{"code":"poisoned","message":"The run ended every process that worked on it.","retryable":false}',
+  lost = '{"code":"lost","message":"The run that was to give this result is gone.","retryable":false}',
 }
 
 -- `as` is what its owner is told when it was the owner who said so.
@@ -241,6 +247,7 @@ local function fail(run, code, as)
   events[#events + 1] = { 'run.failed', '', '', PROBLEM[code] }
   conclude(run, as or 'fenced', 'failed', events, '', PROBLEM[code])
   dismiss(owner, run.id, fence)
+  count_end(code)
 end
 
 local function overdue(run)

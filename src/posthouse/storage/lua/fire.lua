@@ -1,16 +1,17 @@
 -- ARGV schedule, its next slot as the caller saw it, the slot to fire (0: only go on), the slot after that (0: none),
 --      run, v, workflow version, metadata, event (type agent step data), most that may wait, longest wait (ms),
---      memory mark (percent)
+--      memory mark (percent), budget (name amount ...)
 -- -> fired | skipped | passed, run ('' for none); live, run; full, reason, seconds; moved | early | gone, ''
 local id, given, slot, following = take(), take_number(), take_number(), take_number()
 local asked = take()
 local new = { id = asked, v = take(), version = take(), metadata = take(), not_before = 0 }
 new.created = { take(), take(), take(), take() }
 local most, longest, mark = take_number(), take_number(), take_number()
+new.budget = take_rows(2)
 
 local key, stored = KEY.schedule(id), {}
 local names = { 'tenant', 'workflow', 'input', 'band', 'timeout', 'ttl', 'overlap', 'next', 'last_run', 'fired',
-  'skipped', 'pinned', 'asked', 'answer', 'answered_run' }
+  'skipped', 'pinned', 'asked', 'answer', 'answered_run', 'models' }
 local values = redis.call('HMGET', key, unpack(names))
 for i, name in ipairs(names) do stored[name] = values[i] or '' end
 
@@ -54,7 +55,7 @@ if redis.call('EXISTS', KEY.run(new.id)) == 0 then
   if full then return full end
   if live then return { 'live', stored.last_run } end
   new.tenant, new.workflow, new.input, new.ttl = stored.tenant, stored.workflow, stored.input, stored.ttl
-  new.band, new.timeout = number(stored.band), number(stored.timeout)
+  new.band, new.timeout, new.models = number(stored.band), number(stored.timeout), stored.models
   run = accept_run(new)
 end
 local answer = go_on('fired', new.id, 'last', int(slot), 'last_run', new.id, 'fired', int(number(stored.fired) + 1))

@@ -9,7 +9,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local KEY = { due = 'due', queue = 'arq:queue', wake = 'queue:wake', counter = 'queue:counter', sweep = 'sweep',
-  drained = 'queue:drained', workers = 'workers', all_held = 'held', schedules = 'schedules' }
+  drained = 'queue:drained', workers = 'workers', all_held = 'held', schedules = 'schedules', later = 'later' }
 function KEY.run(id) return 'run:' .. id end
 function KEY.journal(id) return 'run:' .. id .. ':journal' end
 function KEY.starts(id) return 'run:' .. id .. ':starts' end
@@ -200,7 +200,7 @@ local function enqueue(run, band, reason)
   local former = run.dispatch
   run.dispatch = former + 1
   run.wake_reason = reason
-  redis.call('HSET', KEY.run(run.id), 'dispatch', int(run.dispatch), 'wake_reason', reason)
+  redis.call('HSET', KEY.run(run.id), 'dispatch', int(run.dispatch), 'wake_reason', reason, 'wait_reason', '')
   local job = run.id .. ':' .. int(run.dispatch)
   redis.call('SET', 'arq:job:' .. job, '{"t":null,"f":"execute_run","a":["' .. run.id .. '",' ..
     int(run.dispatch) .. '],"k":{},"et":' .. int(now) .. '}')

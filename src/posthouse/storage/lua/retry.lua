@@ -1,9 +1,12 @@
 -- ARGV run, tenant, seq that the caller saw, event (type agent step data), steps that are done again (key ...),
---      children that are tried again with it, parents first (run, keys of its steps that are done again, a line each ...)
--- -> retried | missing | newer | child | live, status | completed | moved
+--      children that are tried again with it, parents first (run, keys of its steps that are done again, a line each ...),
+--      most that may wait, longest wait (ms), memory mark (percent), what its budget is from now on (name amount ...)
+-- -> retried | missing | newer | child | live | completed | moved | unlimited, status; or full, reason, seconds until another try
 local id, tenant, seen = take(), take(), take_number()
 local event = { take(), take(), take(), take() }
 local steps, children = take_rows(1), take_rows(2)
+local most, longest, mark = take_number(), take_number(), take_number()
+local limits = take_rows(2)
 local run = load_run(id)
 if not run or run.tenant ~= tenant then return { 'missing', '' } end
 if run.v > SCHEMA then return { 'newer', run.status } end
@@ -14,6 +17,11 @@ if run.status == 'completed' then return { 'completed', run.status } end
 if run.seq ~= seen then return { 'moved', run.status } end
 -- Its time is over: Redis may have dropped its journal already, and only the sweep has not come yet.
 if number(redis.call('HGET', KEY.run(id), 'ended_at')) + run.ttl <= now then return { 'missing', '' } end
+-- What such a run has spent so far, nobody has counted against a limit.
+if #limits > 0 and run.budget ~= '1' then return { 'unlimited', '' } end
+-- It joins the queue as a new run does.
+local full = no_room(most, longest, mark)
+if full then return full end
 
 -- Pending again, with its steps kept.
 local function revive(one, band)
@@ -36,6 +44,11 @@ local members = redis.call('SMEMBERS', KEY.tree(id))
 members[#members + 1] = id
 for _, member in ipairs(members) do
   for _, key in ipairs(own_keys(member)) do redis.call('PERSIST', key) end
+end
+if run.budget == '1' then
+  for _, row in ipairs(limits) do redis.call('HSET', KEY.budget(id), row[1], row[2]) end
+  redis.call('HDEL', KEY.budget(id), 'exceeded')
+  if #limits > 0 then redis.call('HDEL', KEY.budget(id), 'warned') end
 end
 for _, row in ipairs(steps) do set_aside(id, row[1], retries + 1) end
 for _, row in ipairs(children) do

@@ -1,9 +1,10 @@
 -- ARGV lease ms, may end leases (1 | 0), limit, readable (workflow, version ...)
--- -> lapsed, woken, queued again, purged, broken, left (1: there is more)
+-- -> lapsed, woken, queued again, purged, broken; timed out, poisoned, cancelled below another, by any script since the
+--    last sweep; left (1: there is more)
 local lease, may_end, limit = take_number(), take() == '1', take_number()
 local readable = take_rows(2)
 -- A suspect is judged by whoever started its process; one that takes that along with it has an end too.
-local HOPELESS = 10
+local SUSPECT_AFTER, HOPELESS = 2, 10
 local lapsed, woken, queued, purged, broken, left = 0, 0, 0, 0, 0, 0
 
 -- Nobody swept for a while: Redis stood still or everybody slept, so owners get one lease to beat.
@@ -14,13 +15,7 @@ redis.call('HSET', KEY.sweep, 'last', int(now), 'quiet_until', int(quiet))
 
 redis.call('ZREMRANGEBYSCORE', KEY.workers, '-inf', int(now - 3600000))
 
--- How full Redis is, in percent of what it may use; accept sheds by it.
-local memory = redis.pcall('INFO', 'memory')
-if type(memory) == 'string' then
-  local most = number(string.match(memory, 'maxmemory:(%d+)'))
-  local used = number(string.match(memory, 'used_memory:(%d+)'))
-  redis.call('HSET', KEY.sweep, 'memory', int(most > 0 and math.floor(used * 100 / most) or 0))
-end
+measure_memory()
 
 -- Timers that rang: the outcome goes into the journal under the step's key. Their waits are removed by the caller
 -- once the run is enqueued, so that a call that breaks here is made again.
@@ -88,7 +83,10 @@ local function look_at_queued(run)
   end
   redis.call('HDEL', KEY.run(run.id), 'locked_since')
   if run.epoch == 0 and run.band > 0 then
-    if run.dispatch == 0 then redis.call('HSET', KEY.run(run.id), 'updated_at', int(now)) end
+    if run.dispatch == 0 then
+      redis.call('HSET', KEY.run(run.id), 'updated_at', int(now))
+      redis.call('ZREM', KEY.later, run.id)
+    end
     enqueue(run, run.band, 'accepted')
   else
     enqueue(run, 0, run.wake_reason)
@@ -114,6 +112,11 @@ local function look_at_ended(run)
   end
 end
 
+-- A suspect whose own process had not begun it yet has done nothing.
+local function may_be_to_blame(run)
+  return run.crashes < SUSPECT_AFTER or redis.call('HGET', KEY.run(run.id), 'isolated') == int(run.epoch)
+end
+
 local function look_at(id)
   local run = load_run(id)
   if not run then
@@ -136,10 +139,11 @@ local function look_at(id)
     else
       lapsed = lapsed + 1
       -- Also one that nothing was heard of since its claim: what kills at once leaves no other trace.
-      if run.crashes + 1 >= HOPELESS then
+      if may_be_to_blame(run) then run.crashes = run.crashes + 1 end
+      if run.crashes >= HOPELESS then
         fail(run, 'poisoned')
       else
-        redis.call('HINCRBY', KEY.run(id), 'crashes', 1)
+        redis.call('HSET', KEY.run(id), 'crashes', int(run.crashes))
         dispossess(run, 'crash')
       end
     end
@@ -164,9 +168,16 @@ for _, row in ipairs(readable) do
     local run = load_run(string.match(job, '^%w+') or '')
     if not run or run.v <= SCHEMA then
       redis.call('ZADD', KEY.queue, redis.call('ZSCORE', held, job), job)
+      if run and not is_parked(run) and redis.call('HGET', KEY.run(run.id), 'wait_reason') == 'version' then
+        redis.call('HSET', KEY.run(run.id), 'wait_reason', '')
+      end
       redis.call('ZREM', held, job)
       wake()
     end
   end
 end
-return { lapsed, woken, queued, purged, broken, #ids == limit and left < limit and 1 or 0 }
+local CODES = { 'ended_timeout', 'ended_poisoned', 'ended_cancelled' }
+local ended = redis.call('HMGET', KEY.sweep, unpack(CODES))
+if ended[1] or ended[2] or ended[3] then redis.call('HDEL', KEY.sweep, unpack(CODES)) end
+return { lapsed, woken, queued, purged, broken, number(ended[1]), number(ended[2]), number(ended[3]),
+  #ids == limit and left < limit and 1 or 0 }

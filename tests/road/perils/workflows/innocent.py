@@ -10,11 +10,11 @@ from posthouse.workflows.definition import workflow
 
 
 class Way(BaseModel):
-    """How long each of its steps takes, after which step it naps, and the file in which it notes what it does."""
+    """How long each of its steps takes, before which step it naps, and the file in which it notes what it does."""
 
     note: str
     seconds: list[float] = Field(default=[0.0, 0.0, 2.0, 0.0])
-    nap_after: int | None = None
+    nap_before: int | None = None
     nap_seconds: float = 0.0
 
 
@@ -28,9 +28,9 @@ class Walked(BaseModel):
 async def innocent(ctx: RunContext, request: Way) -> Walked:
     """Goes its way step by step."""
     for number, seconds in enumerate(request.seconds):
-        await ctx.step(f"step:{number}", walk, request.note, number, seconds)
-        if number == request.nap_after:
+        if number == request.nap_before:
             await ctx.sleep("nap", request.nap_seconds)
+        await ctx.step(f"step:{number}", walk, request.note, number, seconds)
     return Walked(steps=len(request.seconds))
 
 
