@@ -1,7 +1,7 @@
 """Crash points, all of them: each call of each script that a worker calls x {before, after} x {dies, freezes, error}.
 
-Each point is a short run of its own with a database of its own: the first worker has the trap, a second one, started
-once the trap has sprung, has to bring the run to its end.
+Each point is a short run of its own, or a tree of runs, with a database of its own: the first worker has the trap, a
+second one, started once the trap has sprung, has to bring the run to its end. Questions are answered over HTTP.
 """
 
 import asyncio
@@ -9,8 +9,8 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -18,30 +18,43 @@ import orjson
 from redis.asyncio import Redis
 
 from posthouse import ids
+from posthouse.budget.model import Budget
 from posthouse.events.types import Draft, RunCreated
 from posthouse.runs.transitions import Acceptance, Transitions
 from posthouse.storage.scripts import Script
 from tests.chaos.checker import breaches
-from tests.chaos.evidence import Evidence, collect
+from tests.chaos.evidence import Evidence, collect, key_times
+from tests.chaos.households import PURSE, Errand, Household, Outing
 from tests.chaos.nursery import Worker
 from tests.chaos.recorders import Order
 from tests.chaos.report import Inflicted, Report
 from tests.chaos.stack import Plan, Stack, open_stack
 from tests.chaos.traps import How, Trap, When
-from tests.chaos.workload import Accepted
+from tests.chaos.workload import Accepted, Clients
 
-SHORT = Order(1, legs=2, width=2, pace_ms=10, nap_ms=50, agent=True)
+ERRAND = Order(1, legs=2, width=2, pace_ms=10, nap_ms=50, agent=True)
+OUTING = Outing(1, pace_ms=10)
+ORDERS = (ERRAND, OUTING)
 LEASE = 0.6
 DATABASES = 16
 LIMIT_SECONDS = 40.0
-# What a worker calls; the other scripts are the API's.
-OF_WORKERS = (
-    Script.CLAIM, Script.HEARTBEAT, Script.START, Script.COMMIT, Script.PARK, Script.RELEASE, Script.FINISH,
-    Script.CRASH, Script.SWEEP,
-)  # fmt: skip
+# The API's; then what concerns schedules and the endpoints of models, and no run. All others are called by the worker
+# that has a run, and are points.
+OF_THE_API = {
+    Script.ACCEPT, Script.ANSWER, Script.CANCEL, Script.RETRY, Script.DELETE, Script.DOCTOR, Script.SCHEDULE,
+    Script.UNSCHEDULE,
+}  # fmt: skip
+OF_NO_RUN = {Script.FIRE, Script.ADMIT, Script.REPORT, Script.PACE}
+# Called by a suspect's own process, which has no traps: what its death leads to is that its worker calls `crash`.
+OF_SUSPECTS = {Script.ISOLATE}
+OF_WORKERS = tuple(
+    script for script in Script if script not in OF_THE_API | OF_NO_RUN | OF_SUSPECTS
+)
 # These come again and again, also after the run: their first two calls are points.
 REPEATED = {Script.CLAIM, Script.HEARTBEAT, Script.SWEEP}
-TRIES = 3
+# These come when the worker is told to stop, or has a suspect: no undisturbed run has them.
+PROVOKED = {Script.RELEASE, Script.CRASH}
+TRIES = 4
 KILLS: tuple[How, ...] = ("SIGKILL", "SIGSTOP")
 
 
@@ -50,32 +63,49 @@ class Point:
     """Where a worker is to be hit. For `release` it is told to stop, for `crash` its suspect's own process dies."""
 
     trap: Trap
+    order: Errand = ERRAND
 
     @property
     def name(self) -> str:
         """What the report counts it under."""
-        return f"{self.trap.how} {self.trap.when} {self.trap.script or 'any call'}"
+        return f"{self.trap.how} {self.trap.when} {self.trap.name or 'any call'}"
 
     def __str__(self) -> str:
-        return f"{self.name}, call {self.trap.call}"
+        return f"{self.order.workflow}: {self.name}, call {self.trap.call}"
+
+    @property
+    def of_a_suspect(self) -> bool:
+        """Whether only who has a suspect comes there."""
+        return self.trap.name == Script.CRASH
 
     @property
     def wanted(self) -> str:
         """How the run ends: a suspect whose process died is poisoned as soon as that is written."""
         trap = self.trap
-        return "failed" if trap.script == Script.CRASH and trap.when == "after" else "completed"
+        return "failed" if trap.name == Script.CRASH and trap.when == "after" else "completed"
 
 
 def named_points(calls: dict[str, int]) -> list[Point]:
     """Every call of every script that changes the run; of those that only repeat, the first and the second."""
-    most = {script: 2 if script in REPEATED else calls.get(script, 1) for script in OF_WORKERS}
+    most = {name: calls[name] for name in sorted(calls) if name not in OF_NO_RUN}
+    most |= {name.value: 2 for name in REPEATED} | {name.value: 1 for name in PROVOKED}
     return [
-        Point(Trap(script, call, when, how))
-        for script in OF_WORKERS
-        for call in range(1, most[script] + 1)
+        Point(Trap(name, call, when, how))
+        for name in most
+        for call in range(1, most[name] + 1)
         for when in get_args(When)
         for how in KILLS
     ]
+
+
+def never_hit(points: Iterable[Point]) -> list[str]:
+    """The scripts of workers in which none of the points is."""
+    names = {point.trap.name for point in points}
+    return [f"no point in {script}" for script in OF_WORKERS if not _is_hit(script, names)]
+
+
+def _is_hit(script: Script, names: set[str]) -> bool:
+    return any(name == script or name.startswith(f"{script} ") for name in names)
 
 
 def error_points(calls: dict[str, int]) -> list[Point]:
@@ -88,23 +118,66 @@ def error_points(calls: dict[str, int]) -> list[Point]:
 
 
 @dataclass
-class Case:
-    """One point in one database."""
+class Lane:
+    """One database, one point at a time; with an API and whoever answers there once something asks."""
 
     stack: Stack
     database: int
-    point: Point
-    sprung: Path
+    clients: Clients | None = None
 
     @property
     def redis(self) -> Redis:
         """A client of this database, past the proxy."""
         return Redis(host="127.0.0.1", port=self.stack.ports.valkey, db=self.database)
 
+    @property
+    def sprung(self) -> Path:
+        """Where it is written that a trap has sprung."""
+        return self.stack.folder / f"sprung-{self.database}"
+
+    async def answer(self) -> None:
+        """From here on questions are answered."""
+        if self.clients is None:
+            url = await self.stack.add_api(self.database)
+            self.clients = Clients(url, self.database, ERRAND, trees=1.0)
+            self.clients.start(0)
+
+    async def close(self) -> None:
+        """Nobody answers any more."""
+        if self.clients is not None:
+            await self.clients.close()
+
+
+@contextlib.asynccontextmanager
+async def lanes(stack: Stack, wanted: int) -> AsyncIterator[list[Lane]]:
+    """So many, each with a database of its own."""
+    made = [Lane(stack, number) for number in range(wanted)]
+    try:
+        yield made
+    finally:
+        await asyncio.gather(*(lane.close() for lane in made))
+
+
+@dataclass
+class Case:
+    """One point in one lane."""
+
+    lane: Lane
+    point: Point
+    held: set[str] = field(default_factory=set)
+
+    @property
+    def stack(self) -> Stack:
+        """The service."""
+        return self.lane.stack
+
     async def check(self) -> tuple[str | None, dict[str, list[str]]]:
         """What was hit, and every breach."""
-        self.sprung.unlink(missing_ok=True)
-        async with self.redis as redis:
+        sprung = self.lane.sprung
+        sprung.unlink(missing_ok=True)
+        if isinstance(self.point.order, Household):
+            await self.lane.answer()
+        async with self.lane.redis as redis:
             await redis.flushdb()
             run = await accepted(redis, self.point)
             evidence = Evidence(accepted=[run])
@@ -118,15 +191,25 @@ class Case:
                     worker.send(signal.SIGCONT)
                     worker.send(signal.SIGKILL)
                     self.stack.retire(worker)
-            evidence.tool_log = [c for c in self.stack.tools.log if c.run == run.run]
-            evidence.model_log = [c for c in self.stack.model.log if c.run == run.run]
             await collect(redis, evidence)
-        hit = self.sprung.read_text() if self.sprung.exists() else None
-        return hit, breaches(evidence)
+            await self._look_around(redis, evidence)
+        return sprung.read_text() if sprung.exists() else None, breaches(evidence)
+
+    async def _look_around(self, redis: Redis, evidence: Evidence) -> None:
+        """What others say of these runs, and what is left of them once they are deleted."""
+        runs, stack = evidence.runs, self.stack
+        evidence.tool_log = [call for call in stack.tools.log if call.run in runs]
+        evidence.model_log = [call for call in stack.model.log if call.run in runs]
+        if self.lane.clients is not None:
+            evidence.bad_answers = [*self.lane.clients.answers.bad]
+            self.lane.clients.answers.bad.clear()
+        if not evidence.stuck:
+            await Transitions(redis).delete(evidence.accepted[0].run, "default")
+            evidence.left_after_delete = await key_times(redis)
 
     async def _first(self) -> Worker:
-        trap = {"CHAOS_TRAP": self.point.trap.text(), "CHAOS_SPRUNG": str(self.sprung)}
-        return await self.stack.add_worker(database=self.database, **trap)
+        trap = {"CHAOS_TRAP": self.point.trap.text(), "CHAOS_SPRUNG": str(self.lane.sprung)}
+        return await self.stack.add_worker(database=self.lane.database, **trap)
 
     async def _until_ended(self, redis: Redis, evidence: Evidence, workers: list[Worker]) -> None:
         [run] = evidence.accepted
@@ -136,9 +219,10 @@ class Case:
         while time.monotonic() < until:
             if await self._is_over(redis, run) and not (stopped and workers[0].frozen):
                 return
-            told = told or self._told(run, workers[0])
+            told = told or await self._told(redis, run, workers[0])
             if len(workers) == 1 and self._has_sprung(workers[0]):
-                workers.append(await self.stack.add_worker(database=self.database))
+                self.held = await self._owned(redis, run, workers[0])
+                workers.append(await self.stack.add_worker(database=self.lane.database))
                 stopped = time.time() * 1000
                 workers[0].frozen = self.point.trap.how == "SIGSTOP"
             await self._wake(redis, run, workers, evidence, stopped)
@@ -147,54 +231,77 @@ class Case:
 
     def _has_sprung(self, worker: Worker) -> bool:
         counting = self.point.trap.call == 0
-        return not worker.alive or (not counting and self.sprung.exists())
+        return not worker.alive or (not counting and self.lane.sprung.exists())
 
     async def _is_over(self, redis: Redis, run: Accepted) -> bool:
         return await redis.hget(f"run:{run.run}", "status") in (b"completed", b"failed")
 
-    def _told(self, run: Accepted, worker: Worker) -> bool:
+    async def _tree(self, redis: Redis, run: Accepted) -> set[str]:
+        """The runs below it."""
+        return {one.decode() for one in await redis.smembers(f"run:{run.run}:tree")}
+
+    async def _owned(self, redis: Redis, run: Accepted, worker: Worker) -> set[str]:
+        """Those runs of the tree that the worker owns."""
+        found = set()
+        for one in {run.run} | await self._tree(redis, run):
+            owner = await redis.hget(f"run:{one}", "owner")
+            if owner and f"-{worker.pid}-".encode() in owner:
+                found.add(one)
+        return found
+
+    async def _told(self, redis: Redis, run: Accepted, worker: Worker) -> bool:
         """Does to a worker at work what makes it come to the point; whether it is done."""
-        calling = [call.pid for call in self.stack.tools.log if call.run == run.run]
-        if calling and self.point.trap.script == Script.RELEASE:
+        name = self.point.trap.name
+        if name not in PROVOKED:
+            return True
+        runs = {run.run}
+        # A deploy is to find all of a tree at work.
+        if name == Script.RELEASE and isinstance(run.order, Household):
+            runs = await self._tree(redis, run)
+        calling = [call.pid for call in self.stack.tools.log if call.run in runs]
+        if calling and name == Script.RELEASE:
             worker.send(signal.SIGTERM)
-        elif calling and self.point.trap.script == Script.CRASH:
+        elif calling and name == Script.CRASH:
             os.kill(calling[0], signal.SIGKILL)
         return bool(calling)
 
     async def _wake(
         self, redis: Redis, run: Accepted, workers: list[Worker], evidence: Evidence, since: float
     ) -> None:
-        """The frozen worker goes on once the other one has the run, and may do its worst."""
+        """The frozen worker goes on once the other one has a run that was its own, and may do its worst."""
         if not (since and workers[0].frozen):
             return
-        owner = await redis.hget(f"run:{run.run}", "owner")
-        other = owner is not None and f"-{workers[1].pid}-".encode() in owner
+        others = await self._owned(redis, run, workers[1])
+        other = bool(others & self.held if self.held else others)
         if other or await self._is_over(redis, run):
             workers[0].send(signal.SIGCONT)
             evidence.frozen.append((workers[0].pid, since - 50, time.time() * 1000))
 
 
 async def accepted(redis: Redis, point: Point) -> Accepted:
-    """One short errand, taken in without the API; a suspect when the point needs one."""
+    """One short order, taken in without the API; a suspect when the point needs one."""
     run = ids.new_run_id()
     # A suspect's process is to die in its first step: a commit would clear it.
-    order = replace(SHORT, pace_ms=400) if point.trap.script == Script.CRASH else SHORT
-    created = Draft(event=RunCreated(workflow="errand", version=1))
+    order = replace(point.order, pace_ms=400) if point.of_a_suspect else point.order
+    created = Draft(event=RunCreated(workflow=order.workflow, version=1))
     text = orjson.dumps(asdict(order)).decode()
-    acceptance = Acceptance(run, "default", "errand", 1, text, "{}", created, ttl_ms=3_600_000)
+    budget = Budget.model_validate(PURSE).rows() if isinstance(order, Household) else []
+    acceptance = Acceptance(
+        *(run, "default", order.workflow, 1, text, "{}", created),
+        ttl_ms=3_600_000,
+        budget=tuple(budget),
+    )
     await Transitions(redis).accept(acceptance)
-    if point.trap.script == Script.CRASH:
+    if point.of_a_suspect:
         await redis.hset(f"run:{run}", "crashes", 2)
     return Accepted(run, order, time.time(), point.wanted)
 
 
-async def count_calls(stack: Stack) -> dict[str, int]:
-    """How often an undisturbed run has its worker call each script."""
-    counts = stack.folder / "counts"
-    case = Case(stack, 0, Point(Trap("", 0, "before", "error")), counts)
-    _, found = await case.check()
+async def count_calls(lane: Lane, order: Errand) -> dict[str, int]:
+    """How often an undisturbed run has its worker make each call, by the names of traps."""
+    counts, found = await Case(lane, Point(Trap("", 0, "before", "error"), order)).check()
     assert not any(found.values()), found
-    calls: dict[str, int] = orjson.loads(counts.read_bytes())
+    calls: dict[str, int] = orjson.loads(counts or "{}")
     return calls
 
 
@@ -202,6 +309,7 @@ async def boundaries(
     folder: Path,
     points: Callable[[dict[str, int]], Iterable[Point]],
     *,
+    orders: Sequence[Errand] = ORDERS,
     at_once: int = 4,
     tell: Callable[[str], None] = print,
 ) -> Report:
@@ -210,25 +318,25 @@ async def boundaries(
     report = Report(0)
     report.breaches = {}
     plan = Plan(workers=0, lease=LEASE, databases=DATABASES, api=False, slots=4)
-    async with open_stack(folder, plan) as stack:
-        calls = await count_calls(stack)
-        left = list(points(calls))
+    async with open_stack(folder, plan) as stack, lanes(stack, at_once) as free:
+        left: list[Point] = []
+        for order in orders:
+            calls = await count_calls(free[0], order)
+            tell(f"{order.workflow}: {calls}")
+            left += [replace(point, order=order) for point in points(calls)]
+        if tuple(orders) == ORDERS and points is named_points:
+            report.breaches["every script"] = never_hit(left)
         report.needed_faults = len(left)
-        free = list(range(1, at_once + 1))
-        with contextlib.suppress(IndexError):
-            await asyncio.gather(*(_some(stack, database, left, report, tell) for database in free))
+        await asyncio.gather(*(_some(lane, left, report, tell) for lane in free))
     report.seconds = time.monotonic() - began
     return report
 
 
-async def _some(
-    stack: Stack, database: int, left: list[Point], report: Report, tell: Callable[[str], None]
-) -> None:
+async def _some(lane: Lane, left: list[Point], report: Report, tell: Callable[[str], None]) -> None:
     while left:
         point = left.pop(0)
-        case = Case(stack, database, point, stack.folder / f"sprung-{database}")
         for _ in range(TRIES):
-            hit, found = await case.check()
+            hit, found = await Case(lane, point).check()
             if hit is not None or any(found.values()):
                 break
         report.faults.append(Inflicted(point.name, time.monotonic(), hit))

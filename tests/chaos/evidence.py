@@ -9,6 +9,8 @@ from redis.asyncio import Redis
 from tests.chaos.recorders import ModelCallSeen, ToolCallSeen
 from tests.chaos.workload import Accepted
 
+GONE = -2
+
 
 @dataclass(frozen=True)
 class LoggedEvent:
@@ -72,12 +74,13 @@ class Evidence:
 
 
 async def key_times(redis: Redis) -> dict[str, int]:
-    """Every key with its time to live."""
+    """Every key with its time to live; not one that went in between."""
     names = [key async for key in redis.scan_iter(count=1000)]
     pipe = redis.pipeline(transaction=False)
     for name in names:
         pipe.pttl(name)
-    return dict(zip([name.decode() for name in names], await pipe.execute(), strict=True))
+    times = zip(names, await pipe.execute(), strict=True)
+    return {name.decode(): ttl for name, ttl in times if ttl != GONE}
 
 
 async def run_kept(redis: Redis, run: str) -> RunKept:

@@ -4,9 +4,12 @@ import hashlib
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
-from tests.chaos.recorders import Order, value_of
+from tests.chaos.recorders import Order, said_of, value_of
 
 BUDGET = {"tokens": 1_000_000, "model_calls": 10_000}
+# What an outing may spend: it asks for more before its last model call, or before one that a fault made the last.
+PURSE = {"tokens": 1_000_000, "model_calls": 3, "on_exceeded": "ask"}
+MORE = {"model_calls": 100}
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,11 @@ class Household:
         return value_of(self.seed, "way")
 
     @property
+    def said(self) -> list[str]:
+        """What its own agents say."""
+        return []
+
+    @property
     def steps(self) -> int:
         """How many steps are journalled when it is done."""
         return 2 + 2 * self.rooms + self.asks
@@ -59,9 +67,35 @@ class Household:
         found = [value_of(self.seed, "knock")]
         found += [str(child.output["checksum"]) for child in self.children]
         found += [self.way] if self.asks else []
+        found += self.said
         found.append(value_of(self.seed, "lock"))
         checksum = hashlib.sha256("\n".join(found).encode()).hexdigest()
         return {"checksum": checksum, "steps": len(found)}
+
+
+@dataclass(frozen=True)
+class Outing(Household):
+    """A household that does one thing after another, and at last lets an agent work for which it needs more budget."""
+
+    workflow: ClassVar[str] = "outing"
+
+    rooms: int = 2
+    deep: bool = False
+
+    @property
+    def steps(self) -> int:
+        """With the agent's two turns, its tool call, and the question for more."""
+        return super().steps + 4
+
+    @property
+    def agents(self) -> int:
+        """With its own."""
+        return super().agents + 1
+
+    @property
+    def said(self) -> list[str]:
+        """What its agent says."""
+        return [said_of(self.seed)]
 
 
 Errand: TypeAlias = Order | Household

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import signal
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from tests.chaos.workload import Clients
 
 HOUR = 3600
 STALE_WAIT_SECONDS = 8.0
+# What was measured while Redis was full is what is believed until somebody measures again.
+SHED_SECONDS = 10.0
 
 
 @dataclass
@@ -197,6 +200,53 @@ async def freeze_redis(scene: Scene, chance: random.Random) -> str | None:
     return f"{runs} runs were at work, {waiting} calls waited" if runs and waiting else None
 
 
+async def fill_redis(scene: Scene, chance: random.Random) -> str | None:
+    """Redis may use half of the memory that it uses: it takes nothing new, and what is at work goes on."""
+    used = (await scene.stack.redis.info("memory"))["used_memory"]
+    answers = scene.clients.answers
+    answers.may_shed_until = time.monotonic() + 3600
+    try:
+        full = ("CONFIG", "SET", "maxmemory", used // 2)
+        return await _refusing(scene, chance, "OOM", full, ("CONFIG", "SET", "maxmemory", 0))
+    finally:
+        answers.may_shed_until = time.monotonic() + SHED_SECONDS
+
+
+async def read_only_redis(scene: Scene, chance: random.Random) -> str | None:
+    """Redis is a replica of nobody for a while, and keeps its data."""
+    with socket.socket() as nobody:
+        # Bound and not listening: nobody else can listen there and have Redis take his data for its own.
+        nobody.bind(("127.0.0.1", 0))
+        replica = ("REPLICAOF", "127.0.0.1", nobody.getsockname()[1])
+        return await _refusing(scene, chance, "READONLY", replica, ("REPLICAOF", "NO", "ONE"))
+
+
+async def _refusing(
+    scene: Scene,
+    chance: random.Random,
+    error: str,
+    begin: tuple[str | int, ...],
+    end: tuple[str | int, ...],
+) -> str | None:
+    """One to three seconds between two commands, in which Redis refuses writes with that error."""
+    redis = scene.stack.redis
+    owned, before = await scene.owned(), await _refused(scene, error)
+    await redis.execute_command(*begin)
+    try:
+        await asyncio.sleep(chance.uniform(1.0, 3.0))
+        refused = await _refused(scene, error) - before
+    finally:
+        await redis.execute_command(*end)
+    runs = sum(map(len, owned.values()))
+    return f"{refused} writes were refused, {runs} runs were at work" if refused and runs else None
+
+
+async def _refused(scene: Scene, error: str) -> int:
+    """How often Redis has answered with that error since it started."""
+    told = await scene.stack.redis.info("errorstats")
+    return int(told.get(f"errorstat_{error}", {}).get("count", 0))
+
+
 async def reset_links(scene: Scene, chance: random.Random) -> str | None:
     """Every connection of the workers and of the API to Redis is reset, a few times."""
     hit = await _calls_in_flight(scene)
@@ -302,6 +352,8 @@ NEMESES: dict[str, Nemesis] = {
     "Redis killed, AOF always": kill_redis_always,
     "Redis killed, AOF everysec": kill_redis_everysec,
     "Redis frozen": freeze_redis,
+    "Redis full": fill_redis,
+    "Redis read-only": read_only_redis,
     "connections reset": reset_links,
     "connections silent": silent_links,
     "replies cut": cut_replies,
@@ -310,8 +362,8 @@ NEMESES: dict[str, Nemesis] = {
     "stale dispatches": stale_dispatches,
     "API killed": kill_api,
 }
-# Those that stop Redis itself never come together.
-ON_REDIS = {"Redis killed, AOF always", "Redis killed, AOF everysec", "Redis frozen"}
+# Those of Redis itself never come together with another.
+ON_REDIS = {name for name in NEMESES if name.startswith("Redis ")}
 
 
 async def inflict(scene: Scene, name: str, seed: int) -> str | None:

@@ -68,7 +68,7 @@ def main() -> None:
 
     import worker_app.main  # noqa: F401
     from tests.chaos import traps, worker  # noqa: F401
-    from tests.chaos.library.workflows import errand, graph, household, leaf  # noqa: F401
+    from tests.chaos.library.workflows import errand, graph, household, leaf, outing  # noqa: F401
 
     _say(ready=1)
     children: set[int] = set()

@@ -106,6 +106,7 @@ class Stack:
     for_api: Proxy
     workers: list[Worker] = field(default_factory=list)
     retired: list[Worker] = field(default_factory=list)
+    apis: list[Server] = field(default_factory=list)
 
     @property
     def api_url(self) -> str:
@@ -118,6 +119,16 @@ class Stack:
         worker = await self.nursery.start(REDIS_URL=url, **env)
         self.workers.append(worker)
         return worker
+
+    async def add_api(self, database: int) -> str:
+        """One more API, on another database; returns its address when it is ready."""
+        [port] = free_ports(1)
+        api = _api(self.plan, self.ports, self.folder, port, database)
+        self.apis.append(api)
+        await api.start()
+        url = f"http://127.0.0.1:{port}"
+        await self.api_ready(url)
+        return url
 
     def retire(self, worker: Worker) -> None:
         """Takes it out of the list of those that can be hurt."""
@@ -138,12 +149,12 @@ class Stack:
                     raise
                 await asyncio.sleep(0.02)
 
-    async def api_ready(self) -> None:
-        """Returns when the API says that it is ready."""
+    async def api_ready(self, url: str = "") -> None:
+        """Returns when the API, or another one, says that it is ready."""
         async with httpx.AsyncClient(trust_env=False) as http, asyncio.timeout(START_SECONDS):
             while True:
                 with contextlib.suppress(httpx.TransportError):
-                    if (await http.get(f"{self.api_url}/health/ready")).status_code == 200:
+                    if (await http.get(f"{url or self.api_url}/health/ready")).status_code == 200:
                         return
                 await asyncio.sleep(0.05)
 
@@ -159,11 +170,18 @@ def environment(plan: Plan, ports: Ports, folder: Path) -> dict[str, str]:
         "POSTHOUSE_DRAIN_SECONDS": str(plan.drain),
         "POSTHOUSE_WORKER_SLOTS": str(plan.slots),
         "POSTHOUSE_CORPUS": str(folder / "corpus"),
-        "POSTHOUSE_PORT": str(ports.api),
         "OPENAI_BASE_URL": f"http://127.0.0.1:{ports.model}/v1",
         "OPENAI_API_KEY": "none",
         "CHAOS_TOOLS_URL": f"http://127.0.0.1:{ports.tools}/",
     }
+
+
+def _api(plan: Plan, ports: Ports, folder: Path, port: int, database: int) -> Server:
+    env = environment(plan, ports, folder) | {
+        "POSTHOUSE_PORT": str(port),
+        "REDIS_URL": f"redis://127.0.0.1:{ports.for_api}/{database}",
+    }
+    return Server([sys.executable, "-m", "api_app"], folder / f"api-{database}.log", env)
 
 
 def _valkey_argv(plan: Plan, ports: Ports, folder: Path) -> list[str]:
@@ -189,8 +207,8 @@ async def open_stack(folder: Path, plan: Plan) -> AsyncIterator[Stack]:
     (folder / "corpus").mkdir()
     (folder / "corpus" / "leases.md").write_text("# Leases\n\nA lease is limited ownership.\n")
     valkey = Server(_valkey_argv(plan, ports, folder / "valkey"), folder / "valkey.log", env)
-    api_env = env | {"REDIS_URL": f"redis://127.0.0.1:{ports.for_api}/0"}
-    api = Server([sys.executable, "-m", "api_app"], folder / "api.log", api_env)
+    api = _api(plan, ports, folder, ports.api, 0)
+    apis = [api]
     redis = Redis(host="127.0.0.1", port=ports.valkey, socket_timeout=5)
     tools, model = ToolServer(), ModelServer()
     proxies = Proxy(ports.valkey), Proxy(ports.valkey)
@@ -201,6 +219,7 @@ async def open_stack(folder: Path, plan: Plan) -> AsyncIterator[Stack]:
     try:
         async with Nursery(folder, env) as nursery:
             stack = Stack(plan, ports, folder, redis, valkey, api, nursery, tools, model, *proxies)
+            stack.apis = apis
             await stack.valkey_ready()
             if plan.api:
                 await api.start()
@@ -210,7 +229,8 @@ async def open_stack(folder: Path, plan: Plan) -> AsyncIterator[Stack]:
                 await stack.api_ready()
             yield stack
     finally:
-        await api.kill()
+        for one in apis:
+            await one.kill()
         await valkey.kill()
         for proxy in proxies:
             await proxy.close()

@@ -19,9 +19,9 @@ How = Literal["SIGKILL", "SIGSTOP", "error"]
 
 @dataclass(frozen=True)
 class Trap:
-    """Springs at the n-th call (from 1) of the script, or of any script when it is ""; at 0 it only counts."""
+    """Springs at the n-th call (from 1) of that name, or of any name when it is ""; at 0 it only counts."""
 
-    script: str
+    name: str
     call: int
     when: When
     how: How
@@ -40,13 +40,15 @@ class TrappedScripts(Scripts):
         self._sprung = sprung
         self._calls = 0
         self._counts: Counter[str] = Counter()
+        self._children: set[Argument] = set()
 
     async def call(self, script: Script, *arguments: Argument) -> list[Any]:
         """The script's reply, unless the trap springs."""
-        self._counts[script] += 1
+        name = self._name_of(script, arguments)
+        self._counts[name] += 1
         if self._trap.call == 0:
-            self._sprung.write_bytes(orjson.dumps({str(k): n for k, n in self._counts.items()}))
-        due = self._due(script)
+            self._sprung.write_bytes(orjson.dumps(self._counts))
+        due = self._due(name)
         if due and self._trap.when == "before":
             self._spring()
         reply = await super().call(script, *arguments)
@@ -54,8 +56,19 @@ class TrappedScripts(Scripts):
             self._spring()
         return reply
 
-    def _due(self, script: Script) -> bool:
-        if self._trap.script not in ("", script):
+    def _name_of(self, script: Script, arguments: tuple[Argument, ...]) -> str:
+        """The script's; of a park also what for, of an end whether it is one that a parent waits for."""
+        match script, arguments:
+            case Script.SPAWN, (_, _, _, _, child, *_):
+                self._children.add(child)
+            case Script.PARK, (_, _, _, _, _, str(reason), *_):
+                return f"park for {reason}"
+            case Script.FINISH, (run, *_) if run in self._children:
+                return "finish of a child"
+        return script.value
+
+    def _due(self, name: str) -> bool:
+        if self._trap.name not in ("", name):
             return False
         self._calls += 1
         return self._calls == self._trap.call
