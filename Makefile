@@ -46,7 +46,7 @@ check: $(VENV)/.dev ## lint, format, types, import contracts
 	@$(VENV)/bin/mypy --no-error-summary
 	@$(VENV)/bin/lint-imports --no-logo
 
-chaos: $(VENV)/.dev ## ten minutes of faults against the real processes, and the proof that nothing was lost
+chaos: $(VENV)/.dev ## about 14 minutes of faults and plans against the real processes, and the proof that nothing was lost
 	@$(PY) -m tests.chaos $(ARGS)
 	@$(if $(ARGS),,$(PY) -m tests.chaos dags)
 

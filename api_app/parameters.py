@@ -38,7 +38,8 @@ def _check_names(given: list[str], known: frozenset[str]) -> None:
     ]
     if not unknown:
         return
-    message = "there is no such parameter here; there is " + (", ".join(sorted(known)) or "none")
+    takes = f": {', '.join(sorted(known))}" if known else " none"
+    message = f"there is no such parameter here; this route takes{takes}"
     raise InvalidRequest(
         f"{unknown[0]}: {message}",
         errors=tuple({"location": place, "message": message} for place in unknown),

@@ -16,6 +16,7 @@ from starlette.types import Scope
 
 from api_app.names import canonical
 from posthouse.control.submission import LONGEST_LOCATION
+from posthouse.control.wording import in_words
 from posthouse.errors import InvalidAnswer, QueueFull, RequestCode, RequestError, StorageUnavailable
 from posthouse.ids import is_ulid
 
@@ -155,7 +156,7 @@ def _is_event_source(request: Request) -> bool:
 async def _not_valid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     errors = tuple(
-        {"location": _location(found["loc"]), "message": str(found["msg"])}
+        {"location": _location(found["loc"]), "message": in_words(found["type"], found["msg"])}
         for found in error.errors()
     )
     detail = f"{errors[0]['location']}: {errors[0]['message']}" if errors else "it does not fit"

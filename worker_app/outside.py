@@ -82,18 +82,27 @@ def endpoints_in(settings: Settings) -> dict[str, EndpointSetting]:
         anthropic_key=secret(settings.anthropic_api_key),
     )
     if not endpoints:
-        raise ConfigurationError("no model: set OPENAI_API_KEY or OPENAI_BASE_URL")
+        raise ConfigurationError(
+            "no model: set OPENAI_API_KEY, OPENAI_BASE_URL, ANTHROPIC_API_KEY or POSTHOUSE_ENDPOINTS"
+        )
     return endpoints
 
 
 def routes_in(settings: Settings, endpoints: Mapping[str, EndpointSetting]) -> Routes:
     """The models of each tier. Raises ConfigurationError."""
     usual = f"openai:{settings.openai_model}"
-    return routes_of(
-        references_in("POSTHOUSE_MODELS_SMART", settings.models_smart.strip() or usual),
-        references_in("POSTHOUSE_MODELS_FAST", settings.models_fast.strip() or usual),
-        endpoints,
-    )
+    tiers = {
+        "POSTHOUSE_MODELS_SMART": settings.models_smart.strip(),
+        "POSTHOUSE_MODELS_FAST": settings.models_fast.strip(),
+    }
+    for setting, named in tiers.items():
+        if not named and "openai" not in endpoints:
+            raise ConfigurationError(
+                f"{setting}: name a model; without one it is {usual!r}, and there is no endpoint "
+                f"'openai'; there is: {', '.join(sorted(endpoints))}"
+            )
+    smart, fast = (references_in(setting, named or usual) for setting, named in tiers.items())
+    return routes_of(smart, fast, endpoints)
 
 
 def _models(

@@ -205,6 +205,24 @@ async def test_a_retry_goes_on_where_the_budget_stopped_the_run(api, fleet, erra
     assert (record["status"], errand.done) == ("completed", ["one", "two", "three"])
 
 
+async def test_a_second_retry_has_the_budget_of_the_first_or_is_refused(api, fleet, errand):
+    errand.spent = True
+    worker = fleet.worker()
+    run_id = (await api.client.post(RUNS, json=WANTED | {"budget": {"tokens": 100}})).json()[
+        "run_id"
+    ]
+    await ended(api, run_id)
+    await fleet.drained(worker)
+    for _ in range(2):
+        again = await api.client.post(f"{RUNS}/{run_id}/retry", json={"budget": {"tokens": 900}})
+        assert (again.status_code, again.json()["status"]) == (202, "pending")
+    for budget in ({"tokens": 901}, {"tokens": 900, "tool_calls": 1}):
+        response = await api.client.post(f"{RUNS}/{run_id}/retry", json={"budget": budget})
+        assert "has not ended" in refused(response, 409, "conflict")
+    shown = (await api.client.get(f"{RUNS}/{run_id}")).json()
+    assert (shown["budget"]["limits"], shown["retries"]) == ({"tokens": 900}, 1)
+
+
 async def test_a_retry_gives_a_budget_to_no_run_that_had_none(api, fleet, errand):
     errand.broken = True
     fleet.worker()
@@ -214,6 +232,9 @@ async def test_a_retry_gives_a_budget_to_no_run_that_had_none(api, fleet, errand
     assert "no budget" in refused(response, 409, "conflict")
     shown = (await api.client.get(f"{RUNS}/{run_id}")).json()
     assert (shown["status"], shown["budget"], shown["retries"]) == ("failed", None, 0)
+    for nothing in ({}, {"tokens": None}):
+        again = await api.client.post(f"{RUNS}/{run_id}/retry", json={"budget": nothing})
+        assert (again.status_code, again.json()["budget"]) == (202, None)
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b'{"from_step":null}'])

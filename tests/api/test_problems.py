@@ -107,6 +107,27 @@ async def test_of_many_errors_the_first_are_listed(client):
         assert {len(error["location"]) <= 200 for error in body["errors"]} == {True}
 
 
+async def test_what_does_not_fit_is_said_in_plain_words(client):
+    async def said(body: object) -> dict[str, str]:
+        errors = (await client.post(RUNS, json=body)).json()["errors"]
+        return {error["location"]: error["message"] for error in errors}
+
+    wanted = {"workflow": "echo", "input": {"text": "hi"}}
+    assert await said([]) == {"body": "must be an object"}
+    assert await said(wanted | {"budget": 3, "metadata": 3, "colour": "blue"}) == {
+        "budget": "must be an object",
+        "metadata": "must be an object",
+        "colour": "there is no such field",
+    }
+    assert await said(wanted | {"not_before": "2026-12-24T09:00:00"}) == {
+        "not_before": "needs an offset, such as Z"
+    }
+    assert await said(wanted | {"input": {"text": "hi", "colour": "blue"}}) == {
+        "input.colour": "there is no such field"
+    }
+    assert await said(wanted | {"input": 3}) == {"input": "must be an object"}
+
+
 async def test_head_is_a_clean_405(api):
     for path in ("/health/live", RUNS, f"{RUNS}/01ARZ3NDEKTSV4RRFFQ69G5FAV/stream"):
         response = await api.client.head(path)

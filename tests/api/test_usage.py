@@ -91,7 +91,7 @@ async def test_where_the_endpoints_are_known_a_wrong_one_is_refused_at_once(
             models = {"smart": ["openai:m", "elsewhere:m"]}
             response = await client.post(path, json=WANTED | further | {"models": models})
             assert response.status_code == 400
-            message = "'elsewhere:m' is at no endpoint that there is; there is at, openai"
+            message = "there is no endpoint 'elsewhere'; there is: at, openai"
             assert response.json()["errors"] == [{"location": "models.smart.1", "message": message}]
 
 

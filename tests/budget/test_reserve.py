@@ -187,6 +187,9 @@ async def test_time_counts_but_for_what_people_took_and_begins_anew_with_a_retry
     await bench.transitions.retry(
         bench.run.run_id, "default", int(await bench.redis.hget(run, "seq")), []
     )
+    # So long it waits in the queue.
+    await bench.redis.hset(run, "retried_at", began)
+    assert (await bench.state()).spent["ms"] == 0
     await bench.claim()
     assert isinstance(await bench.reserve(), Granted)
     assert (await bench.state()).spent["ms"] < HOUR_MS

@@ -104,6 +104,7 @@ def fleet_of(
     flows: list[Workflow[Any, Any]] = [
         Workflow("leaf", 1, "", Given, Got, leaf),
         Workflow("fan", 1, "", Given, Got, fan),
+        Workflow("relay", 1, "", Given, Got, relay),
     ]
     return LocalFleet(url, flows, agents={"scout": SCOUT}, runner=loop, lease_seconds=lease_seconds)
 
@@ -129,6 +130,19 @@ async def fan(ctx: RunContext, given: Given) -> Got | Incomplete[Got]:
     if codes:
         return Incomplete(got, RunCode(*codes), "Some were stopped.")
     return got
+
+
+async def relay(ctx: RunContext, given: Given) -> Got | Incomplete[Got]:
+    """The second is told what the first one ended with."""
+    texts: list[str] = []
+    stopped = False
+    for number in range(2):
+        name = " ".join(texts) or given.name
+        end = await ctx.join(await ctx.spawn(f"leaf:{number}", "leaf", Given(name=name)))
+        texts += [f"{text} ({end.status})" for text in (end.output or {}).get("texts", [])]
+        stopped = stopped or end.error is not None
+    got = Got(texts=texts)
+    return Incomplete(got, RunCode.BUDGET_EXCEEDED, "Some were stopped.") if stopped else got
 
 
 def answering(text: str = "", *, used: Tokens | None = None) -> Completion:
@@ -388,6 +402,23 @@ async def test_a_retry_with_more_takes_the_children_along_that_were_stopped(
         record = await fleet.ended(run_id)
         assert (record.status, len(record.output["texts"])) == (Status.COMPLETED, CHILDREN)
         assert record.usage.model_calls == len(provider.requests) == CHILDREN
+
+
+async def test_a_child_that_had_not_begun_is_made_anew_of_what_there_is_then(
+    valkey_url: str,
+) -> None:
+    provider = ScriptedProvider([answering(), answering("Found."), answering("Told.")])
+    async with fleet_of(valkey_url, provider) as fleet:
+        fleet.worker()
+        run_id = await fleet.submit("relay", "{}", budget=Budget(model_calls=1))
+        first = await fleet.ended(run_id)
+        assert first.output["texts"] == ["So far, so good. (incomplete)", " (incomplete)"]
+        await retried(fleet, run_id, Budget(model_calls=3))
+        record = await fleet.ended(run_id)
+        assert record.output["texts"] == ["Found. (completed)", "Told. (completed)"]
+        assert record.usage.model_calls == len(provider.requests) == 3
+        [told] = [part for part in provider.requests[-1].messages if part.role == "user"]
+        assert "Found. (completed)" in str(told)
 
 
 @pytest.mark.guarantee("G8")

@@ -66,7 +66,7 @@ def test_a_setting_names_models() -> None:
 
 def test_a_table_needs_its_endpoints() -> None:
     assert routes_of((BIG,), (SMALL,), {"a"}) == Routes((BIG,), (SMALL,))
-    line = "POSTHOUSE_MODELS_FAST: 'b:other' is at no endpoint that there is; there is a"
+    line = "POSTHOUSE_MODELS_FAST: there is no endpoint 'b'; there is: a"
     with pytest.raises(ConfigurationError) as raised:
         routes_of((BIG,), (OTHER,), {"a"})
     assert str(raised.value) == line
@@ -89,7 +89,7 @@ def test_models_of_a_request_are_checked() -> None:
         ({"smart": ["big"]}, "models.smart.0: 'big' is no model; write it as 'provider:model'"),
         (
             {"fast": ["a:m", "c:m"]},
-            "models.fast.1: 'c:m' is at no endpoint that there is; there is a, b",
+            "models.fast.1: there is no endpoint 'c'; there is: a, b",
         ),
     ],
 )

@@ -67,8 +67,8 @@ async def sweep_all(transitions: Transitions, redis: Redis) -> Any:
 async def test_a_pending_run_is_cancelled_and_never_taken(redis: Redis) -> None:
     transitions = Transitions(redis)
     await transitions.accept(run := acceptance())
-    await transitions.cancel(run.run_id, "default")
-    await transitions.cancel(run.run_id, "default")
+    assert await transitions.cancel(run.run_id, "default") is True
+    assert await transitions.cancel(run.run_id, "default") is False
     assert await transitions.claim("w", "c", LEASE, 10, READABLE) == []
     assert await types_of(redis, run.run_id) == ["run.created", "run.cancelled"]
     assert await redis.zscore(keys.index("default", "cancelled"), run.run_id) == 0

@@ -350,6 +350,8 @@ class RunsMachine(RuleBasedStateMachine):
         }
         assert dead == {run_id for run_id, run in self.model.items() if run.poisoned}
         assert await self.redis.zcard(keys.index("default")) == len(self.model)
+        later = {run.decode() for run in await self.redis.zrange(keys.LATER, 0, -1)}
+        assert later == {run_id for run_id, run in self.model.items() if run.later}
 
     async def check_run(self, run_id: str, expected: Expected, queue: set[str]) -> bool:
         """Whether a dispatch of it waits; it does when nothing else holds or ends it."""

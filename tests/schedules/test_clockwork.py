@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from redis.asyncio import Redis
 
@@ -22,6 +23,7 @@ from posthouse.schedules.store import PAGE, Schedules
 from posthouse.storage import keys
 from posthouse.storage.connect import connect
 from posthouse.storage.scripts import Script, Scripts
+from posthouse.telemetry import Metrics
 from posthouse.testing.fleet import LocalFleet
 from posthouse.workflows.context import RunContext
 from posthouse.workflows.definition import Workflow
@@ -162,6 +164,22 @@ async def test_what_overlaps_is_treated_as_wanted(
     assert await statuses(redis) == ends
     after = await Schedules(redis).get(one.schedule_id, "default")
     assert (after.fired, after.skipped) == (len(ends), skipped)
+
+
+async def test_of_workers_that_cancel_the_same_run_one_counts_it(redis: Redis) -> None:
+    one = await keep(redis, 1, MINUTELY, overlap=Overlap.CANCEL_OTHER)
+    await clockwork(redis).look()
+    # Its slot comes again while that run lives, and all of them see both.
+    await redis.hset(keys.schedule(one.schedule_id), "next", str(one.next_slot))
+    await redis.zadd(keys.SCHEDULES, {one.schedule_id: 1})
+    metrics = Metrics(CollectorRegistry())
+    looking = [
+        Clockwork(Schedules(redis), Transitions(redis), {"echo": 3}, metrics)
+        for _ in range(WORKERS)
+    ]
+    await asyncio.gather(*(worker.look() for worker in looking))
+    assert await statuses(redis) == [b"cancelled", b"pending"]
+    assert b'workflow_status_total{status="cancelled"} 1.0' in metrics.render()
 
 
 async def test_a_full_queue_delays_and_loses_nothing(redis: Redis) -> None:

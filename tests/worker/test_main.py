@@ -66,7 +66,10 @@ async def test_it_says_who_it_is_and_that_redis_is_away_and_back(tmp_path: Path,
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({}, "no model: set OPENAI_API_KEY or OPENAI_BASE_URL"),
+        (
+            {},
+            "no model: set OPENAI_API_KEY, OPENAI_BASE_URL, ANTHROPIC_API_KEY or POSTHOUSE_ENDPOINTS",
+        ),
         ({"OPENAI_API_KEY": "x", "REDIS_URL": "foo://"}, "REDIS_URL"),
         ({"OPENAI_API_KEY": "x", "POSTHOUSE_LEASE_SECONDS": "soon"}, "POSTHOUSE_LEASE_SECONDS"),
     ],

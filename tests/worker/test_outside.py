@@ -44,10 +44,26 @@ def test_tiers_have_models_at_several_endpoints() -> None:
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ({}, "no model: set OPENAI_API_KEY or OPENAI_BASE_URL"),
+        (
+            {},
+            "no model: set OPENAI_API_KEY, OPENAI_BASE_URL, ANTHROPIC_API_KEY or POSTHOUSE_ENDPOINTS",
+        ),
         (
             {"anthropic_api_key": "k"},
-            "POSTHOUSE_MODELS_SMART: 'openai:gpt-4o' is at no endpoint that there is; there is anthropic",
+            "POSTHOUSE_MODELS_SMART: name a model; without one it is 'openai:gpt-4o', and there is no endpoint "
+            "'openai'; there is: anthropic",
+        ),
+        (
+            {"anthropic_api_key": "k", "models_smart": "anthropic:claude"},
+            "POSTHOUSE_MODELS_FAST: name a model; without one it is 'openai:gpt-4o'",
+        ),
+        (
+            {
+                "anthropic_api_key": "k",
+                "models_smart": "openai:gpt",
+                "models_fast": "anthropic:claude",
+            },
+            "POSTHOUSE_MODELS_SMART: there is no endpoint 'openai'; there is: anthropic",
         ),
         (
             {"openai_api_key": "k", "models_fast": "gpt"},

@@ -8,7 +8,7 @@ from posthouse.budget.model import SUMS, BudgetState, OnExceeded
 from posthouse.storage import keys
 from posthouse.storage.connect import available
 
-_TIMES = ["started_at", "retried_at", "asked_ms", "asking", "asked_since", "ended_at"]
+_TIMES = ("started_at", "retried_at", "asked_ms", "asking", "asked_since", "ended_at")
 
 
 class Ledger:
@@ -22,21 +22,22 @@ class Ledger:
         with available():
             pipe = self._redis.pipeline(transaction=False)
             pipe.hgetall(keys.budget(root))
-            pipe.hmget(keys.run(root), _TIMES)
+            pipe.hmget(keys.run(root), ["status", *_TIMES])
             pipe.time()
-            stored, times, (seconds, micros) = await pipe.execute()
+            stored, (status, *times), (seconds, micros) = await pipe.execute()
         if not stored:
             return None
         plain = {name.decode(): value.decode() for name, value in stored.items()}
         spent = _amounts(plain, "spent_")
         moments = {name: int(value or 0) for name, value in zip(_TIMES, times, strict=True)}
+        worked = _worked(moments, seconds * 1000 + micros // 1000)
         return BudgetState(
             limits={
                 name.removeprefix("limit_"): int(value)
                 for name, value in plain.items()
                 if name.startswith("limit_")
             },
-            spent={**spent, "ms": _worked(moments, seconds * 1000 + micros // 1000)},
+            spent={**spent, "ms": 0 if status == b"pending" else worked},
             reserved=_amounts(plain, "reserved_"),
             lost=_amounts(plain, "lost_"),
             on_exceeded=OnExceeded(plain.get("on_exceeded", "incomplete")),

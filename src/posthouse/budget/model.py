@@ -24,7 +24,7 @@ class OnExceeded(StrEnum):
 
 
 class More(BaseModel):
-    """Amounts by which limits of a run grow. Dollars, seconds."""
+    """Amounts by which limits of a run grow. `usd` is in dollars, `seconds` in seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,7 +47,10 @@ class More(BaseModel):
 
 
 class Budget(More):
-    """The limits of a run and everything below it; None is no limit. Dollars, seconds."""
+    """The limits of a run and everything below it; None is no limit.
+
+    `usd` is in dollars, `seconds` in seconds.
+    """
 
     on_exceeded: OnExceeded = OnExceeded.INCOMPLETE
 
@@ -109,7 +112,7 @@ class Busy:
 
 Verdict: TypeAlias = Granted | Refused
 
-_SPENT = "What the run may spend is spent"
+_SPENT = "What is left of the budget is too little for the next call"
 _WORDS: Mapping[str, str] = {
     "tokens": f"{_SPENT}: its tokens.",
     "nano_usd": f"{_SPENT}: its money.",

@@ -15,7 +15,7 @@ from posthouse.runs.model import RunRecord
 
 MOST_LISTED = 20
 # What is done or paid for on a yes: the same request sent again must not be a yes to the next one.
-_SEEN = frozenset({Kind.APPROVAL, Kind.DOUBT, Kind.BUDGET})
+_SEEN = frozenset(Kind) - {Kind.QUESTION}
 _HEAD = 200
 _ANY_TEXT = {"type": "string", "minLength": 1}
 _ANY_ARGUMENTS = {"type": "object"}

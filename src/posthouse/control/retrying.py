@@ -70,17 +70,21 @@ class Retries:
             # There may be more to have of these than the part that they ended with.
             below = [replace(one, has_output=one.has_output and not one.stopped) for one in below]
         steps, level = with_children(run_id, done, chosen, below)
-        children: list[tuple[str, tuple[str, ...]]] = []
+        again: dict[str, tuple[str, ...]] = {run_id: steps}
         while level:
             journals = await self._journal.several([child.run_id for child in level])
             deeper: list[Below] = []
             for child, of_child in zip(level, journals, strict=True):
                 failed = steps_to_repeat(of_child, None, afresh=afresh)
                 own, lower = with_children(child.run_id, of_child, failed, below)
-                children.append((child.run_id, own))
+                if child.stopped and len(own) == len(of_child):
+                    # Nothing of it stays, so it is made anew, of what its parent knows by then.
+                    again[child.parent] += (child.step, _end_of(child.step))
+                    continue
+                again[child.run_id] = own
                 deeper += lower
             level = deeper
-        return Again(steps, tuple(children))
+        return Again(again.pop(run_id), tuple(again.items()))
 
     async def _below(self, root: str) -> list[Below]:
         with available():

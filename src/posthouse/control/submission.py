@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from posthouse.budget.model import Budget
 from posthouse.clock import monotonic
+from posthouse.control.wording import in_words
 from posthouse.errors import InvalidRequest, StorageUnavailable
 from posthouse.events.types import Draft, RunCreated
 from posthouse.ids import new_run_id
@@ -164,7 +165,7 @@ def _validated(model: type[BaseModel], submission: Submission) -> BaseModel:
         return model.model_validate_json(orjson.dumps(submission.input))
     except ValidationError as error:
         errors = tuple(
-            {"location": location(found["loc"]), "message": found["msg"]}
+            {"location": location(found["loc"]), "message": in_words(found["type"], found["msg"])}
             for found in error.errors(include_url=False, include_context=False, include_input=False)
         )
         first = f"{errors[0]['location']}: {errors[0]['message']}"

@@ -109,8 +109,8 @@ class Clockwork:
             return answer, run_id
         # Before the new one begins, so that a worker that dies here leaves a slot that is due, not two runs.
         with suppress(NotFound, Conflict, StorageUnavailable):
-            await self._transitions.cancel(run_id, schedule.tenant)
-            if self._metrics is not None:
+            # Another worker may have been quicker.
+            if await self._transitions.cancel(run_id, schedule.tenant) and self._metrics:
                 self._metrics.run_cancelled()
         return await insist(lambda: self._schedules.fire(schedule, firing))
 

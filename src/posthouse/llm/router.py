@@ -186,4 +186,4 @@ def _refused(location: str, message: str) -> InvalidRequest:
 
 def _unknown(reference: Reference, providers: Collection[str]) -> str:
     known = ", ".join(sorted(providers)) or "none"
-    return f"{str(reference)!r} is at no endpoint that there is; there is {known}"
+    return f"there is no endpoint {reference.provider!r}; there is: {known}"

@@ -174,14 +174,17 @@ class Transitions:
         if verdict != b"finished":
             raise OwnershipLost(run.run_id)
 
-    async def cancel(self, run_id: str, tenant: str) -> None:
-        """Ends the run at once, whoever works on it; its worker is told. Raises NotFound, Conflict: it has ended."""
+    async def cancel(self, run_id: str, tenant: str) -> bool:
+        """Ends the run at once, whoever works on it; its worker is told. False when it was cancelled before.
+
+        Raises NotFound, Conflict: it has ended.
+        """
         verdict, status = await self._scripts.call(
             Script.CANCEL, run_id, tenant, *Draft(event=RunCancelled()).fields()
         )
         match _on_a_known_run(verdict, run_id):
             case b"cancelled":
-                return
+                return bool(status != b"cancelled")
             case _:
                 raise Conflict(f"the run has ended: it is {status.decode()}")
 

@@ -22,6 +22,8 @@ MOST_CAUGHT_UP = 1_000
 ON_TIME_MS = 60_000
 LONGEST_EXPRESSION = 100
 
+# How many values each part of an expression has: a longer step would never be taken.
+_VALUES = {"minute": 60, "hour": 24, "day of month": 31, "month": 12, "day of week": 7}
 _MINUTE_MS = 60_000
 _WIDER = 4
 _MINUTE = timedelta(minutes=1)
@@ -120,9 +122,17 @@ def rule_of(cron: str, time_zone: str) -> Rule:
     except CronSimError as error:
         part = str(error).removeprefix("Bad ").replace("-", " ")
         raise _wrong("cron", f"the {part} is not right in {expression!r}") from None
+    _check_steps(expression)
     if found is None:
         raise _wrong("cron", f"there is no moment that fits {expression!r}")
     return Rule(expression, zone.key)
+
+
+def _check_steps(expression: str) -> None:
+    """Raises InvalidRequest for a step that is longer than its part has values, as in `*/61` of the minutes."""
+    for (part, values), text in zip(_VALUES.items(), expression.split(), strict=True):
+        if any(int(step) > values for step in re.findall(r"/(\d+)", text)):
+            raise _wrong("cron", f"the {part} is not right in {expression!r}")
 
 
 def _zone(name: str) -> ZoneInfo:

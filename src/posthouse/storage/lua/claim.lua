@@ -27,6 +27,8 @@ local function own(run, job)
   redis.call('HSET', KEY.run(run.id), 'status', 'running', 'epoch', int(run.epoch), 'claim', claim, 'owner', worker,
     'lease', int(now + lease), 'wait_reason', '', 'deadline', int(run.deadline))
   redis.call('HSETNX', KEY.run(run.id), 'started_at', int(now))
+  -- Its time in the queue is none that it has worked.
+  if reason == 'retry' then redis.call('HSET', KEY.run(run.id), 'retried_at', int(now)) end
   if first then
     emit(run, 'run.started', '', '', '{"worker":"' .. worker .. '"}')
   else

@@ -263,6 +263,7 @@ local function purge(root)
     local keys = own_keys(id)
     if run then
       drop_dispatch(run)
+      if run.not_before > 0 then redis.call('ZREM', KEY.later, id) end
       redis.call('ZREM', index_of(run), id)
       redis.call('ZREM', index_of(run, run.status), id)
       redis.call('ZREM', KEY.index(run.tenant, 'dead'), id)

@@ -67,8 +67,8 @@ local function accept_run(new)
     'epoch', '0', 'claim', '', 'lease', '0', 'seq', '1', 'signals', '0', 'dispatch', '0', 'root', id,
     'created_at', int(now), 'updated_at', int(now), 'timeout', int(new.timeout), 'not_before', int(new.not_before),
     'models', new.models or '', 'budget', #(new.budget or {}) > 0 and '1' or '')
-  if later then redis.call('ZADD', KEY.later, int(new.not_before), id) end
   emit(run, created[1], created[2], created[3], created[4])
-  if not later then enqueue(run, new.band, 'accepted') end
+  -- Last: whoever makes a broken call again is answered by the record.
+  if later then redis.call('ZADD', KEY.later, int(new.not_before), id) else enqueue(run, new.band, 'accepted') end
   return run
 end

@@ -256,7 +256,9 @@ end
 
 -- How long a tree has worked since its start or its last retry, in milliseconds, without the time that people took.
 local function run_ms(run)
-  local times = redis.call('HMGET', KEY.run(run.root), 'started_at', 'retried_at', 'asked_ms', 'asking', 'asked_since')
+  local times = redis.call('HMGET', KEY.run(run.root), 'started_at', 'retried_at', 'asked_ms', 'asking', 'asked_since',
+    'status')
+  if times[6] == 'pending' then return 0 end
   local since = math.max(number(times[1] or int(now)), number(times[2]))
   local open = number(times[4]) > 0 and now - number(times[5]) or 0
   return now - since - number(times[3]) - open

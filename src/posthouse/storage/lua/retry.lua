@@ -12,7 +12,16 @@ if not run or run.tenant ~= tenant then return { 'missing', '' } end
 if run.v > SCHEMA then return { 'newer', run.status } end
 if run.root ~= id then return { 'child', '' } end
 local retries = number(redis.call('HGET', KEY.run(id), 'retries'))
-if not TERMINAL[run.status] then return { retries > 0 and 'retried' or 'live', run.status } end
+
+-- Whether its budget is what this retry wants, so that the retry may be one that has been made.
+local function has_these_limits()
+  for _, row in ipairs(limits) do
+    if redis.call('HGET', KEY.budget(id), row[1]) ~= row[2] then return false end
+  end
+  return true
+end
+
+if not TERMINAL[run.status] then return { retries > 0 and has_these_limits() and 'retried' or 'live', run.status } end
 if run.status == 'completed' then return { 'completed', run.status } end
 if run.seq ~= seen then return { 'moved', run.status } end
 -- Its time is over: Redis may have dropped its journal already, and only the sweep has not come yet.

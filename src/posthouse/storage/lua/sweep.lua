@@ -162,6 +162,12 @@ for _, id in ipairs(ids) do
   end
 end
 
+-- Whoever took these on or ended them did not say so here: scripts from before there was this list, or a broken call.
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEY.later, '-inf', int(now - GRACE), 'LIMIT', 0, int(limit))) do
+  local run = load_run(id)
+  if not run or run.dispatch > 0 or TERMINAL[run.status] then redis.call('ZREM', KEY.later, id) end
+end
+
 for _, row in ipairs(readable) do
   local held = KEY.held(row[1], row[2])
   for _, job in ipairs(redis.call('ZRANGE', held, 0, limit - 1)) do
