@@ -225,13 +225,14 @@ async def test_a_second_retry_has_the_budget_of_the_first_or_is_refused(api, fle
 
 async def test_a_retry_gives_a_budget_to_no_run_that_had_none(api, fleet, errand):
     errand.broken = True
-    fleet.worker()
+    worker = fleet.worker()
     run_id = await submitted(api)
     await ended(api, run_id)
     response = await api.client.post(f"{RUNS}/{run_id}/retry", json={"budget": {"tokens": 9}})
     assert "no budget" in refused(response, 409, "conflict")
     shown = (await api.client.get(f"{RUNS}/{run_id}")).json()
     assert (shown["status"], shown["budget"], shown["retries"]) == ("failed", None, 0)
+    await fleet.drained(worker)  # or it might end again between the two
     for nothing in ({}, {"tokens": None}):
         again = await api.client.post(f"{RUNS}/{run_id}/retry", json={"budget": nothing})
         assert (again.status_code, again.json()["budget"]) == (202, None)

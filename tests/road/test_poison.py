@@ -92,7 +92,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at processe
 @on_linux
 async def test_a_suspect_ends_with_its_worker_and_begins_again_elsewhere(road, tmp_path):
     note = tmp_path / "steps"
-    run_id = await road.start_suspect(note, [3.0, 0.0])
+    run_id = await road.start_suspect(note, [1.5, 0.0])
     pid, worker = await working(road, note)
     killed_at = road.hurt(name_of(road, worker))
     await road.gone(pid)
@@ -109,7 +109,7 @@ async def test_a_suspect_is_drained_like_any_run(road, tmp_path, redis):
     quick, slow = tmp_path / "quick", tmp_path / "slow"
     runs = {
         quick: await road.start_suspect(quick, [0.8, 0.0]),
-        slow: await road.start_suspect(slow, [4.0, 0.0]),
+        slow: await road.start_suspect(slow, [2.6, 0.0]),
     }
     places = {note: await working(road, note) for note in runs}
     for worker in {worker for _, worker in places.values()}:
