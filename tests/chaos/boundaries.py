@@ -300,8 +300,9 @@ async def accepted(redis: Redis, point: Point) -> Accepted:
 async def count_calls(lane: Lane, order: Errand) -> dict[str, int]:
     """How often an undisturbed run has its worker make each call, by the names of traps."""
     counts, found = await Case(lane, Point(Trap("", 0, "before", "error"), order)).check()
+    assert counts, "the worker counted no call"
     assert not any(found.values()), found
-    calls: dict[str, int] = orjson.loads(counts or "{}")
+    calls: dict[str, int] = orjson.loads(counts)
     return calls
 
 

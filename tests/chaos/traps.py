@@ -47,7 +47,7 @@ class TrappedScripts(Scripts):
         name = self._name_of(script, arguments)
         self._counts[name] += 1
         if self._trap.call == 0:
-            self._sprung.write_bytes(orjson.dumps(self._counts))
+            self._tell_counts()
         due = self._due(name)
         if due and self._trap.when == "before":
             self._spring()
@@ -55,6 +55,12 @@ class TrappedScripts(Scripts):
         if due and self._trap.when == "after":
             self._spring()
         return reply
+
+    def _tell_counts(self) -> None:
+        # In one move: this process is killed at any moment once the run has ended.
+        fresh = self._sprung.with_suffix(".fresh")
+        fresh.write_bytes(orjson.dumps(self._counts))
+        fresh.replace(self._sprung)
 
     def _name_of(self, script: Script, arguments: tuple[Argument, ...]) -> str:
         """The script's; of a park also what for, of an end whether it is one that a parent waits for."""
